@@ -1,0 +1,258 @@
+"""Any timm vision transformer, shown its visible patches alone.
+
+Shapes: B images, N patches, V visible, P prefix tokens, D channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+import attrs
+import timm
+import torch
+from timm.layers import build_sincos2d_pos_embed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from maskzoo.errors import ContractError, RecipeError
+from maskzoo.mask import Mask
+from maskzoo.protocols import Need, define
+from maskzoo.registry import nearest
+
+LEAST_UNITS = 4  # mask units a side, below which the data's own size is raised
+AUTOMATIC_PATCHES = (16, 8, 4, 2, 1)  # pixels, tried in this order
+AUTOMATIC_UNITS = 7  # a side, at least, with an automatic patch size: MNIST's 28 pixels give 7 x 7 patches of 4
+
+
+@define
+class VitBackbone(nn.Module):
+    """A timm ViT (class token, registers or none; learned, fixed or rotary positions): hidden patches are dropped."""
+
+    name: ClassVar[str] = "vit"
+    provides: ClassVar[frozenset[Need]] = frozenset({"attention", "features"})
+    dense: ClassVar[bool] = False
+
+    timm: str = "vit_tiny_patch16_224"
+    patch_size: int | tuple[int, int] | Literal["auto"] | None = None  # None: timm's own
+    image_size: int | tuple[int, int] | None = None  # None: the data's, raised to four patches a side
+    channels: int = 3  # a run takes it from its data
+    data_size: tuple[int, int] = (224, 224)  # a run takes it from its data
+    position: Literal["timm", "sin-cos"] = "timm"  # "sin-cos": MAE's fixed table in place of learned positions
+    drop_path: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.lt(1.0)])
+    pretrained: bool = False  # timm's weights, downloaded
+    options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm.create_model
+
+    def __attrs_pre_init__(self) -> None:
+        super().__init__()
+
+    def __attrs_post_init__(self) -> None:
+        usual = self._usual_patch()
+        patch = self._chosen_patch(usual)
+        size = _pair(self.image_size) if self.image_size is not None else _raised(self.data_size, patch)
+        if any(side % unit for side, unit in zip(size, patch, strict=True)):
+            raise RecipeError(
+                f"an image of {size[0]} x {size[1]} pixels cannot be cut into patches of {patch[0]} x {patch[1]}; "
+                f"the nearest sizes are {_multiples(size, patch)}",
+                key="image_size",
+            )
+        self.model = self._create(size, None if patch == usual else patch)
+        self.image_size, self.patch_size = size, patch
+        self.grid: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
+        self.prefix: int = self.model.num_prefix_tokens
+        self.dim: int = self.model.num_features
+        self.token_dim: int = self.model.embed_dim
+        if not hasattr(self.model.blocks[-1], "attn") or not hasattr(self.model.blocks[-1].attn, "attn_drop"):
+            self.provides = frozenset({"features"})  # type: ignore[misc]  # e.g. parallel blocks
+        self._place()
+
+    @classmethod
+    def adapts(cls, model: nn.Module) -> bool:
+        """Whether this adapter is the one for such a timm model."""
+        return isinstance(model, VisionTransformer | Eva)
+
+    def forward(self, images: Tensor, mask: Mask | None = None) -> Tensor:
+        """The latent of images [B, C, H, W]: [B, P + V, D] under a hard mask, else [B, P + N, D].
+
+        Hidden pixels are zeroed before anything sees them, so that neither a convolutional stem nor a gradient can
+        carry them, and hidden patches are dropped after the position is added. Under a soft mask every patch goes in,
+        scaled after the position is added.
+        """
+        if mask is None:
+            return self._encode(*self._embed(images))
+        if mask.visibility is not None:
+            tokens, rope = self._embed(images)
+            prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+            return self._encode(torch.cat([prefix, patches * mask.visibility[..., None]], dim=1), rope)
+        pixels = mask.enlarge(self.grid, self.patch_size).hidden  # type: ignore[arg-type]
+        tokens, rope = self._embed(torch.where(pixels.view(-1, 1, *self.image_size), 0.0, images))  # type: ignore[misc]
+        prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        return self._encode(torch.cat([prefix, mask.keep(patches)], dim=1), self._kept_rope(rope, mask))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """[B, N, D]: embedded patches plus position, as the first block sees them."""
+        tokens, _ = self._embed(images)
+        patches = tokens[:, self.prefix :]
+        return patches if self._position is None else patches + self._position
+
+    def inspect(self, images: Tensor, block: int = -1) -> tuple[Tensor, Tensor | None]:
+        """What a block makes of whole images: features [B, P + N, D] and attention [B, heads, P + N, P + N].
+
+        The last block's features carry the final norm, as the latent does. The attention is what the block's unfused
+        module computes, rotary position included.
+        """
+        position = range(len(self.model.blocks))[block]
+        seen: list[Tensor] = []
+        tokens, rope = self._embed(images)
+        tokens = self.model.norm_pre(tokens)
+        for number, layer in enumerate(self.model.blocks[: position + 1]):
+            if number == position and "attention" in self.provides:
+                with _unfused(layer.attn, seen):
+                    tokens = self._block(layer, tokens, rope, number)
+            else:
+                tokens = self._block(layer, tokens, rope, number)
+        features = self.model.norm(tokens) if position == len(self.model.blocks) - 1 else tokens
+        return features, seen[0].float() if seen else None
+
+    def attention(self, images: Tensor) -> Tensor:
+        """[B, N] float32: the last block's attention to each patch, mean over heads: the class token's row, or the
+        mean of the patches' rows where there is no class token.
+        """
+        _, attention = self.inspect(images)
+        if attention is None:
+            raise ContractError(f"'{self.timm}' has no attention that can be read")
+        rows = attention.mean(dim=1)  # [B, P + N, P + N]
+        if self.model.cls_token is not None:
+            return rows[:, 0, self.prefix :]
+        return rows[:, self.prefix :, self.prefix :].mean(dim=1)
+
+    # ------------------------------------------------------------------------------------------------------- the parts
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B, P + N, D] tokens with position, and the rotary table of models that have one."""
+        expected = (self.channels, *self.image_size)  # type: ignore[misc]
+        if tuple(images.shape[1:]) != expected:
+            raise ContractError(f"'{self.timm}' was built for images {list(expected)}, got {list(images.shape[1:])}")
+        embedded = self.model._pos_embed(self.model.patch_embed(images))
+        return embedded if isinstance(embedded, tuple) else (embedded, None)
+
+    def _encode(self, tokens: Tensor, rope: Tensor | None) -> Tensor:
+        tokens = self.model.norm_pre(tokens)
+        for number, layer in enumerate(self.model.blocks):
+            tokens = self._block(layer, tokens, rope, number)
+        return self.model.norm(tokens)  # type: ignore[no-any-return]
+
+    def _block(self, layer: nn.Module, tokens: Tensor, rope: Tensor | None, number: int) -> Tensor:
+        if rope is None:
+            return layer(tokens)  # type: ignore[no-any-return]
+        return layer(tokens, rope=rope[number] if self._rope_by_depth else rope)  # type: ignore[no-any-return]
+
+    @property
+    def _rope_by_depth(self) -> bool:
+        return bool(getattr(self.model, "rope_mixed", False))
+
+    def _kept_rope(self, rope: Tensor | None, mask: Mask) -> Tensor | None:
+        """The visible patches' rows of the rotary table, with the dimensions that timm's blocks broadcast over."""
+        if rope is None:
+            return None
+        kept = rope[..., mask.visible_index, :]  # [B, V, .], or [depth, heads, B, V, .]
+        return kept.transpose(1, 2) if self._rope_by_depth else kept.unsqueeze(-3)
+
+    # -------------------------------------------------------------------------------------------------------- building
+    def _usual_patch(self) -> tuple[int, int]:
+        """Pixels of a patch of the timm model as it comes."""
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(self.timm, num_classes=0)
+        except RuntimeError as problem:
+            known = timm.list_models()
+            if self.timm.split(".")[0] in known:
+                raise RecipeError(f"timm cannot build '{self.timm}': {problem}", key="timm") from problem
+            raise RecipeError(f"no timm model named '{self.timm}'; {nearest(self.timm, known)}", key="timm") from None
+        if not self.adapts(model):
+            raise RecipeError(
+                f"'{self.timm}' is a {type(model).__name__}; the backbone 'vit' takes timm's VisionTransformer and Eva",
+                key="timm",
+            )
+        height, width = model.patch_embed.img_size
+        rows, columns = model.patch_embed.grid_size
+        return height // rows, width // columns
+
+    def _chosen_patch(self, usual: tuple[int, int]) -> tuple[int, int]:
+        if self.patch_size is None:
+            return usual
+        if self.patch_size != "auto":
+            return _pair(self.patch_size)
+        sides = _pair(self.image_size) if self.image_size is not None else self.data_size
+        for patch in AUTOMATIC_PATCHES:
+            if all(side % patch == 0 and side // patch >= AUTOMATIC_UNITS for side in sides):
+                return patch, patch
+        return usual
+
+    def _create(self, size: tuple[int, int], patch: tuple[int, int] | None) -> Any:
+        options = dict(self.options)
+        if patch is not None:
+            options["patch_size"] = patch
+        if not self.pretrained:
+            options.setdefault("global_pool", "")  # else timm moves the final norm behind a pooling that we never run
+        try:
+            return timm.create_model(
+                self.timm,
+                pretrained=self.pretrained,
+                img_size=size,
+                in_chans=self.channels,
+                num_classes=0,
+                drop_path_rate=self.drop_path,
+                **options,
+            )
+        except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as problem:
+            raise RecipeError(f"timm cannot build '{self.timm}' with these options: {problem}", key="options") from None
+
+    def _place(self) -> None:
+        """Positions: MAE's fixed table where asked for, and one for `tokens` where the model adds none to tokens."""
+        table = self.model.pos_embed
+        if table is None:
+            self.register_buffer("_position", sin_cos(self.grid, self.token_dim), persistent=False)
+            return
+        self.register_buffer("_position", None, persistent=False)
+        if self.position == "sin-cos":
+            with torch.no_grad():
+                table.zero_()
+                table[:, -math.prod(self.grid) :] = sin_cos(self.grid, self.token_dim)
+            table.requires_grad_(False)
+
+
+def sin_cos(grid: tuple[int, ...], dim: int) -> Tensor:
+    """[N, dim] fixed sin-cos positions of a 2-D grid, as MAE's. Raises RecipeError where 4 does not divide `dim`."""
+    if dim % 4 or len(grid) != 2:
+        raise RecipeError(f"2-D sin-cos positions need a width divisible by 4, got {dim} on a grid {grid}")
+    table: Tensor = build_sincos2d_pos_embed(list(grid), dim, interleave_sin_cos=True)
+    return table.roll(dim // 2, dims=1)  # MAE's table begins with the columns, timm's with the rows
+
+
+@contextmanager
+def _unfused(attention: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    """Let this module compute its attention explicitly, and append it to `seen`: [B, heads, P + N, P + N]."""
+    fused = attention.fused_attn
+    handle = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[operator,union-attr]
+    attention.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        attention.fused_attn = fused
+        handle.remove()
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _raised(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    return max(size[0], LEAST_UNITS * patch[0]), max(size[1], LEAST_UNITS * patch[1])
+
+
+def _multiples(size: tuple[int, int], patch: tuple[int, int]) -> str:
+    nearest_sizes = [max(1, round(side / unit)) * unit for side, unit in zip(size, patch, strict=True)]
+    return f"{nearest_sizes[0]} x {nearest_sizes[1]}"

@@ -1,0 +1,268 @@
+"""From a recipe to a session: everything is made, checked against everything else, or refused with a sentence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import timm
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from torch import nn
+
+from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.protocols import (
+    Backbone,
+    CurriculumSchedule,
+    Dataset,
+    MaskingStrategy,
+    Objective,
+    Part,
+)
+from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, Use, describe, make
+from maskzoo.registry import Registry, nearest
+from maskzoo.seeds import stream_seed
+from maskzoo.teacher import Teacher
+from maskzoo.train import Session
+
+RATIO_SAMPLES = 1001  # points of training at which a moving ratio is looked at beforehand
+
+
+def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoch: int) -> Session:
+    """The live objects of a run on `dataset`, its weights drawn from the recipe's seed.
+
+    Raises RecipeError or ContractError, before any training, for whatever does not fit together.
+    """
+    train = recipe.train
+    steps = train.steps or train.epochs * steps_in_epoch
+    epochs = math.ceil(steps / steps_in_epoch)
+    device = choose_device(train.device)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(train.seed, "model"))
+        backbone = make_backbone(recipe.backbone, dataset, registry)
+        objective: Any = make(registry, "objective", recipe.objective, "recipe.objective")
+        _set_up("recipe.objective", objective, backbone)
+        torch.manual_seed(stream_seed(train.seed, "strategy"))  # so that every masker starts with the same model
+        strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
+        _refuse_lost_parameters(strategy)
+        _set_up("recipe.masking.strategy", strategy, objective)
+    objective.to(device)
+    strategy.to(device)
+    check_needs(strategy, objective, dataset)
+
+    def schedule(use: Use, path: str) -> CurriculumSchedule:
+        made: CurriculumSchedule = make(registry, "schedule", use, path)
+        made.setup(epochs, steps)
+        return made
+
+    for inner in schedules_in(strategy):
+        inner.setup(epochs, steps)
+    ratio = schedule(recipe.masking.ratio, "recipe.masking.ratio")
+    least = check_ratio(ratio, strategy, math.prod(objective.backbone.grid))
+    curriculum = schedule(choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum")
+    lr = schedule(recipe.optimizer.lr, "recipe.optimizer.lr")
+    own = recipe.masking.optimizer or recipe.optimizer
+    strategy_lr = schedule(own.lr, "recipe.masking.optimizer.lr")
+    decay = schedule(recipe.teacher.decay, "recipe.teacher.decay")
+
+    joint = [learner for learner in strategy.learners() if learner.learning == "joint"]
+    alternate = [learner for learner in strategy.learners() if learner.learning == "alternate"]
+    needs_teacher = "teacher" in strategy.needs | objective.needs
+    uses = {
+        "data": describe(dataset),
+        "backbone": describe(backbone),
+        "objective": describe(objective),
+        "masking": attrs.evolve(
+            recipe.masking, ratio=describe(ratio), strategy=describe(strategy), curriculum=describe(curriculum)
+        ),
+        "optimizer": attrs.evolve(recipe.optimizer, lr=describe(lr)),
+        "teacher": attrs.evolve(recipe.teacher, decay=describe(decay)),
+    }
+    if recipe.masking.optimizer is not None:
+        own_described = attrs.evolve(own, lr=describe(strategy_lr))
+        uses["masking"] = attrs.evolve(uses["masking"], optimizer=own_described)
+    return Session(
+        recipe=plain(attrs.evolve(recipe, **uses)),
+        objective=objective,
+        strategy=strategy,
+        teacher=Teacher(objective) if needs_teacher else None,
+        optimizer=make_optimizer(recipe.optimizer, [objective, *joint], "recipe.optimizer"),
+        strategy_optimizer=make_optimizer(own, alternate, "recipe.masking.optimizer") if alternate else None,
+        lr=lr,
+        strategy_lr=strategy_lr,
+        ratio=ratio,
+        curriculum=curriculum,
+        decay=decay,
+        seed=train.seed,
+        steps=steps,
+        steps_in_epoch=steps_in_epoch,
+        device=device,
+        least=least,
+    )
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain values, without those that are None; `Recipe.from_plain` reads it back."""
+    described: dict[str, Any] = describe(recipe)
+    described["optimizer"] = {"use": recipe.optimizer.use, **described["optimizer"]}
+    return described
+
+
+def make_backbone(use: Use, dataset: Dataset, registry: Registry) -> Backbone:
+    """The backbone of a recipe, fitted to the data's channels and size; a timm name finds its adapter by itself."""
+    path = "recipe.backbone"
+    table = {"timm": use} if isinstance(use, str) else dict(use) if not isinstance(use, float | int) else {}
+    if "use" not in table:
+        if not isinstance(table.get("timm"), str):
+            raise RecipeError(f"{path}: give `timm`, the name of a timm model, or `use`, that of a registered backbone")
+        table["use"] = _adapter(table["timm"], registry)
+    given = {"channels": dataset.channels, "data_size": list(dataset.size)}
+    backbone: Backbone = make(registry, "backbone", table, path, **given)
+    if backbone.channels != dataset.channels:
+        raise RecipeError(
+            f"{path}.channels: the backbone takes {backbone.channels} channels, "
+            f"but the images of '{dataset.name}' have {dataset.channels}"
+        )
+    return backbone
+
+
+def _adapter(name: str, registry: Registry) -> str:
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+    except RuntimeError as problem:
+        if "Unknown model" not in str(problem):
+            raise RecipeError(f"recipe.backbone.timm: timm cannot build '{name}': {problem}") from problem
+        hint = nearest(name, timm.list_models())
+        hint = hint if hint.startswith("did") else "timm.list_models() lists them"
+        raise RecipeError(f"recipe.backbone.timm: no timm model named '{name}'; {hint}") from None
+    adapters = registry.classes("backbone")
+    for adapter, cls in adapters.items():
+        adapts = getattr(cls, "adapts", None)
+        if adapts is not None and adapts(model):
+            return adapter
+    raise RecipeError(
+        f"recipe.backbone.timm: '{name}' is a {type(model).__name__}, and no backbone adapter takes that; "
+        f"adapters: {', '.join(adapters)}"
+    )
+
+
+def choose_curriculum(masking: MaskingRecipe, strategy: MaskingStrategy) -> Use:
+    """The schedule of the factor: the recipe's, or the strategy's own, or 0 where the factor means nothing."""
+    if masking.curriculum is None:
+        return 0.0 if strategy.default_curriculum is None else strategy.default_curriculum
+    if strategy.default_curriculum is None and masking.curriculum != describe_neutral():
+        raise RecipeError(
+            f"recipe.masking.curriculum: strategy '{strategy.name}' knows no hardness, so a curriculum means nothing "
+            "to it; its dial is the ratio, e.g. --ratio linear:0.5:0.75"
+        )
+    return masking.curriculum
+
+
+def describe_neutral() -> dict[str, Any]:
+    """What a resolved recipe says where the factor means nothing."""
+    return {"use": "constant", "value": 0.0}
+
+
+def check_needs(strategy: MaskingStrategy, objective: Objective, dataset: Dataset) -> None:
+    """Refuse a strategy or an objective whose needs nobody here meets."""
+    backbone = objective.backbone
+    met = {"teacher"} | set(backbone.provides) | set(objective.provides)
+    if dataset.classes is not None:
+        met.add("labels")
+    for path, who, needs in (
+        ("recipe.masking.strategy", f"strategy '{strategy.name}'", strategy.needs),
+        ("recipe.objective", f"objective '{objective.name}'", objective.needs),
+    ):
+        missing = sorted(set(needs) - met)
+        if missing:
+            culprit = {"labels": f"data '{dataset.name}'", "patch_loss": f"objective '{objective.name}'"}
+            provider = culprit.get(missing[0], f"backbone '{getattr(backbone, 'timm', backbone.name)}'")
+            raise RecipeError(f"{path}: {who} needs {missing[0]}, which {provider} does not provide")
+
+
+def check_ratio(ratio: CurriculumSchedule, strategy: MaskingStrategy, patches: int) -> int:
+    """Refuse a ratio outside [0, 1), or a constant one that hides nothing or everything.
+
+    Returns the least number of patches to hide and to show: 1 for a moving ratio, whose count is clamped to that.
+    """
+    path = "recipe.masking.ratio"
+    values = sorted({ratio(sample / (RATIO_SAMPLES - 1)) for sample in range(RATIO_SAMPLES)})
+    if values[0] < 0 or values[-1] >= 1:
+        wrong = values[0] if values[0] < 0 else values[-1]
+        raise RecipeError(f"{path}: the share of hidden patches must be at least 0 and less than 1, got {wrong:g}")
+    try:
+        counts = [strategy.count(value, patches) for value in values]
+    except MaskZooError as problem:
+        raise RecipeError(f"{path}: {problem}") from problem
+    if len(values) == 1 and not 0 < counts[0] < patches:
+        hides = "nothing" if counts[0] <= 0 else "everything"
+        raise RecipeError(
+            f"{path}: strategy '{strategy.name}' hides {hides} at ratio {values[0]:g} of {patches} patches; at least "
+            "one must be hidden and one shown"
+        )
+    return 0 if len(values) == 1 else 1
+
+
+def schedules_in(strategy: Any) -> list[CurriculumSchedule]:
+    """The schedules that a strategy and its parts hold as options."""
+    found = []
+    for module in strategy.modules():
+        held = [module.curriculum] if isinstance(module, Part) else list(vars(module).values())
+        for value in held:
+            candidates = value if isinstance(value, list | tuple) else [value]
+            found += [one for one in candidates if isinstance(one, CurriculumSchedule) and not isinstance(one, nn.Module)]
+    return found
+
+
+def make_optimizer(recipe: OptimizerRecipe, modules: list[Any], path: str) -> torch.optim.Optimizer:
+    """One of timm's optimizers over the modules' trained parameters; no decay on vectors and biases."""
+    groups = [
+        group
+        for module in modules
+        for group in param_groups_weight_decay(module, recipe.weight_decay)
+        if group["params"]
+    ]
+    options = dict(recipe.options)
+    if "adam" in recipe.use or "betas" in options:
+        options.setdefault("betas", tuple(recipe.betas))
+    try:
+        return create_optimizer_v2(groups, opt=recipe.use, lr=0.0, **options)  # type: ignore[no-any-return]
+    except (ValueError, TypeError, AssertionError, KeyError) as problem:
+        known = list_optimizers()
+        if recipe.use not in known:
+            raise RecipeError(f"{path}.use: no optimizer named '{recipe.use}'; {nearest(recipe.use, known)}") from None
+        raise RecipeError(f"{path}.options: {recipe.use} refuses them: {problem}") from problem
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name, or the best there is for "auto"."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise RecipeError(f"recipe.train.device: '{name}' cannot be used here: {reason}") from None
+    return device
+
+
+def _set_up(path: str, made: Any, sizes: Any) -> None:
+    """Run a plugin's setup; what it finds wrong with the sizes is said with its path."""
+    try:
+        made.setup(sizes)
+    except (MaskZooError, ValueError) as problem:
+        raise RecipeError(f"{path}: {problem}") from problem
+
+
+def _refuse_lost_parameters(strategy: Any) -> None:
+    """Refuse a strategy whose class lost nn.Module's __setattr__: its layers would never be trained, nor saved."""
+    for module in strategy.modules():
+        if type(module).__setattr__ is not nn.Module.__setattr__:
+            raise RecipeError(
+                f"recipe.masking.strategy: class {type(module).__qualname__} ({type(module).__module__}) overrides "
+                "nn.Module's __setattr__, so its parameters would be lost; decorate it with maskzoo.define"
+            )

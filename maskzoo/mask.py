@@ -1,0 +1,149 @@
+"""Which patches of which image are hidden: the only place that builds, inverts or enlarges a boolean mask.
+
+Shapes: B images, N patches (mask units), V visible, H hidden (V + H = N), D channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from maskzoo.errors import ContractError
+from maskzoo.seeds import stream
+
+
+def _weights_of_hidden(mask: Mask) -> Tensor:
+    return mask.hidden.to(torch.float32)
+
+
+@attrs.frozen(eq=False)
+class Mask:
+    """Which patches are hidden, and how much each counts in the loss. True means hidden, always.
+
+    A *hard* mask has no `visibility`: a hidden patch is gone. A *soft* mask lets every patch through, scaled by its
+    `visibility`, so that a loss can reach the scores that made it.
+    """
+
+    hidden: Tensor  # [B, N] bool, True = hidden
+    count: int | None  # H, known without asking the device; None: differs by image (dense encoders only)
+    visibility: Tensor | None = None  # [B, N] in [0, 1], differentiable; soft masks only
+    weights: Tensor = attrs.field(  # [B, N] float32, how much each patch counts in the loss
+        default=attrs.Factory(_weights_of_hidden, takes_self=True)
+    )
+    scores: Tensor | None = None  # [B, N], what it was made from, with its graph if there is one
+
+    def __attrs_post_init__(self) -> None:
+        hidden = self.hidden
+        if hidden.dtype != torch.bool or hidden.ndim != 2:
+            raise ContractError(
+                f"Mask.hidden must be a bool tensor [B, N] (True = hidden), got {hidden.dtype} {list(hidden.shape)}"
+            )
+        if self.count is not None and not 0 <= self.count <= hidden.shape[1]:
+            raise ContractError(f"Mask.count is {self.count}, but there are {hidden.shape[1]} patches")
+        for name in ("visibility", "weights", "scores"):
+            value = getattr(self, name)
+            if value is not None and value.shape != hidden.shape:
+                raise ContractError(f"Mask.{name} is {list(value.shape)}, but Mask.hidden is {list(hidden.shape)}")
+
+    @classmethod
+    def hide_top(cls, scores: Tensor, count: int, ties: Tensor | None = None) -> Mask:
+        """Hide the `count` patches of each image whose `scores` [B, N] are highest.
+
+        Equal scores are settled by the noise `ties` [B, N], the larger hidden first; without it by a fixed
+        pseudo-random order, which differs by image. Never by position: a strategy with few distinct scores would
+        always hide the same corner. NaN counts as the highest score. Raises ContractError for an impossible count.
+        """
+        _check_scores(scores, count)
+        if count == scores.shape[1] or count == 0:  # nothing to rank
+            return cls(torch.full(scores.shape, count > 0, device=scores.device), count, scores=scores)
+        if ties is None:
+            ties = torch.rand(scores.shape, generator=stream(0, "ties")).to(scores.device)
+        by_noise = ties.argsort(dim=1, descending=True)
+        # "+ 0.0" makes -0.0 and 0.0 the equals that a radix sort would tell apart.
+        settled = scores.detach().to(torch.float32).gather(1, by_noise) + 0.0
+        order = by_noise.gather(1, settled.argsort(dim=1, descending=True, stable=True))
+        hidden = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        hidden.scatter_(1, order[:, :count], True)
+        return cls(hidden, count, scores=scores)
+
+    @classmethod
+    def soft(cls, scores: Tensor, count: int) -> Mask:
+        """Let every patch through, scaled by 1 - `scores`: chances of hiding [B, N] in [0, 1], differentiable.
+
+        A patch counts in the loss by its chance of hiding. `hidden` marks the `count` patches that the hard mask of
+        the same scores hides.
+        """
+        top = cls.hide_top(scores, count)
+        scores = scores.to(torch.float32)
+        return cls(top.hidden, count, visibility=1.0 - scores, weights=scores, scores=scores)
+
+    @property
+    def visible_index(self) -> Tensor:
+        """[B, V] int64: the visible patches of each image, in ascending order."""
+        if self.count is None:
+            raise ContractError("a mask whose count differs by image has no rectangular visible_index [B, V]")
+        visible = self.hidden.shape[1] - self.count
+        return self.hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :visible]
+
+    def keep(self, tokens: Tensor) -> Tensor:
+        """The visible of `tokens` [B, N, ...] as [B, V, ...], in ascending order of position."""
+        index = self.visible_index
+        trailing = (1,) * (tokens.ndim - 2)
+        return tokens.gather(1, index.reshape(*index.shape, *trailing).expand(*index.shape, *tokens.shape[2:]))
+
+    def restore(self, tokens: Tensor, filler: Tensor) -> Tensor:
+        """Put the visible `tokens` [B, V, D] back among `filler` (broadcastable to [B, N, D]) as [B, N, D].
+
+        A sequence that is whole already, as a dense encoder or a soft mask leaves it, passes through unchanged.
+        """
+        patches = self.hidden.shape[1]
+        if tokens.shape[1] == patches:
+            return tokens
+        index = self.visible_index
+        if tokens.shape[1] != index.shape[1]:
+            raise ContractError(
+                f"restore expects {index.shape[1]} visible or all {patches} tokens an image, got {tokens.shape[1]}"
+            )
+        whole = filler.to(tokens.dtype).expand(tokens.shape[0], patches, tokens.shape[2])
+        return whole.scatter(1, index[..., None].expand(-1, -1, tokens.shape[2]), tokens)
+
+    def cover(self, tokens: Tensor, filler: Tensor) -> Tensor:
+        """Replace the hidden of `tokens` [B, N, ...] by `filler` (broadcastable) in their places, with no arithmetic that NaN could survive."""
+        hidden = self.hidden.reshape(*self.hidden.shape, *(1,) * (tokens.ndim - 2))
+        return torch.where(hidden, filler.to(tokens.dtype), tokens)
+
+    def enlarge(self, grid: Sequence[int], factor: int | Sequence[int]) -> Mask:
+        """The same mask on a finer grid: each unit of `grid` becomes `factor` tokens along each of its dimensions.
+
+        `grid` may have any number of dimensions; their product is N. Returns a mask of [B, prod(grid * factor)].
+        """
+        factors = (factor,) * len(grid) if isinstance(factor, int) else tuple(factor)
+        if math.prod(grid) != self.hidden.shape[1] or len(factors) != len(grid) or min(factors) < 1:
+            raise ContractError(
+                f"cannot enlarge a mask of {self.hidden.shape[1]} units on grid {tuple(grid)} by {factors}"
+            )
+
+        def finer(values: Tensor) -> Tensor:
+            values = values.reshape(-1, *grid)
+            for dimension, times in enumerate(factors, start=1):
+                values = values.repeat_interleave(times, dim=dimension)
+            return values.flatten(1)
+
+        return Mask(
+            finer(self.hidden),
+            None if self.count is None else self.count * math.prod(factors),
+            visibility=None if self.visibility is None else finer(self.visibility),
+            weights=finer(self.weights),
+            scores=None if self.scores is None else finer(self.scores),
+        )
+
+
+def _check_scores(scores: Tensor, count: int) -> None:
+    if scores.ndim != 2 or not scores.is_floating_point():
+        raise ContractError(f"scores must be floating point [B, N], got {scores.dtype} {list(scores.shape)}")
+    if not 0 <= count <= scores.shape[1]:
+        raise ContractError(f"cannot hide {count} of {scores.shape[1]} patches")

@@ -1,0 +1,468 @@
+"""The contracts: what a masker, a curriculum, a backbone, an objective, a data set and an evaluator are.
+
+Shapes: B images, N patches (mask units), V visible, H hidden (V + H = N), P prefix tokens, D channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from maskzoo.errors import ContractError
+from maskzoo.mask import Mask
+from maskzoo.seeds import stream
+
+Need = Literal["teacher", "attention", "features", "patch_loss", "labels"]
+Learning = Literal["no", "joint", "alternate"]
+ClassType = TypeVar("ClassType", bound=type)
+
+
+@dataclass_transform(eq_default=False, field_specifiers=(attrs.field,))
+def define(cls: ClassType) -> ClassType:
+    """`attrs.define` for nn.Modules: the annotated fields of the class are its options in a recipe.
+
+    Plain attrs writes a `__setattr__` that bypasses nn.Module's as soon as a field has a validator or converter, and
+    parameters assigned later are lost without a word; `NO_OP` keeps nn.Module's own.
+    """
+    return attrs.define(eq=False, repr=False, slots=False, on_setattr=attrs.setters.NO_OP)(cls)
+
+
+# ------------------------------------------------------------------------------------------------ what a strategy sees
+@attrs.frozen(eq=False)
+class MaskingContext:
+    """What a strategy may look at when it chooses the patches of one batch."""
+
+    images: Tensor  # [B, C, *size], float32, normalised
+    labels: Tensor | None  # [B] int64
+    index: Tensor | None  # [B] int64, positions in the data set
+    extras: Mapping[str, Tensor]  # side data that travels with an image, augmented with it
+    ratio: float  # the share of patches to hide, as asked
+    count: int  # H, from the strategy's rounding rule
+    factor: float  # the curriculum factor: +1 partner (hide what is easy), 0 neutral, -1 adversary (hide what is hard)
+    progress: float  # 0.0 at the first step, 1.0 at the last
+    student: Objective
+    teacher: Objective | None
+    grid: tuple[int, ...]  # mask units along each dimension; N is their product
+    seed: int = 0
+    step: int = 0
+    stream: str = ""  # which part of a composite draws; parts must not share their noise
+    least: int = 0  # patches that must be hidden, and that must be shown: 1 under a moving ratio
+    rank: int = 0  # this process, of `world`
+    world: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        images: Tensor,
+        ratio: float,
+        *,
+        factor: float = -1.0,
+        progress: float = 0.0,
+        seed: int = 0,
+        labels: Tensor | None = None,
+        index: Tensor | None = None,
+        extras: Mapping[str, Tensor] | None = None,
+        teacher: Objective | None = None,
+    ) -> MaskingContext:
+        """A context outside a run, for tests, notebooks and previews; the objective is its own teacher unless given.
+
+        The count is rounded as MAE does until a strategy's `mask` puts its own rule in place.
+        """
+        grid = tuple(objective.backbone.grid)
+        return cls(
+            images=images,
+            labels=labels,
+            index=index,
+            extras={} if extras is None else extras,
+            ratio=ratio,
+            count=visible_rounded_down(ratio, math.prod(grid)),
+            factor=factor,
+            progress=progress,
+            student=objective,
+            teacher=objective if teacher is None else teacher,
+            grid=grid,
+            seed=seed,
+        )
+
+    @property
+    def patches(self) -> int:
+        """N, the number of mask units of an image."""
+        return math.prod(self.grid)
+
+    def counted_by(self, strategy: MaskingStrategy) -> MaskingContext:
+        """The same context with the count that this strategy's rounding rule gives. Raises ContractError off [0, N]."""
+        count = strategy.count(self.ratio, self.patches)
+        if not 0 <= count <= self.patches:
+            raise ContractError(
+                f"strategy '{strategy.name}' would hide {count} of {self.patches} patches at ratio {self.ratio:g}"
+            )
+        return attrs.evolve(self, count=min(max(count, self.least), self.patches - self.least))
+
+    def part(self, index: int, factor: float) -> MaskingContext:
+        """The context of part `index` of a composite: draws of its own, and the factor of its own curriculum."""
+        return attrs.evolve(self, stream=f"{self.stream}/{index}", factor=factor)
+
+    def noise(self, *shape: int, name: str = "scores") -> Tensor:
+        """Uniform noise in [0, 1), float32, [B, *shape], or [B, N] without a shape.
+
+        It is drawn for the global batch from a hash of (seed, step, name), and this process gets its rows: one
+        process with 64 images and two with 32 see the same. The same name gives the same noise within a step.
+        """
+        batch = self.images.shape[0]
+        shape = shape or (self.patches,)
+        generator = stream(self.seed, "mask", self.step, self.stream, name)
+        noise = torch.rand(batch * self.world, *shape, generator=generator)
+        return noise[self.rank * batch : (self.rank + 1) * batch].to(self.images.device, non_blocking=True)
+
+    def shared(self, name: str) -> float:
+        """One uniform draw in [0, 1) for the whole global batch."""
+        return float(torch.rand((), generator=stream(self.seed, "shared", self.step, self.stream, name)))
+
+    def gather(self, values: Tensor) -> Tensor:
+        """`values` [B, ...] of all processes as [B * world, ...], in the order of ranks, with gradient."""
+        if self.world == 1:
+            return values
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(values))  # type: ignore[no-untyped-call]
+
+
+# ------------------------------------------------------------------------------------------------------------ maskers
+def visible_rounded_down(ratio: float, patches: int) -> int:
+    """Patches to hide when the visible share is rounded down: N - int(N * (1 - ratio)), as MAE does."""
+    return patches - int(patches * (1 - ratio))
+
+
+class MaskingStrategy(Protocol):
+    """Scores patches; MaskZoo hides the top `count`. Subclass `Strategy` to get all but `scores` for nothing."""
+
+    name: ClassVar[str]
+    needs: frozenset[Need]
+
+    @property
+    def learning(self) -> Learning:
+        """ "no" loss; its loss joins the model's ("joint"); or it has a step of its own ("alternate")."""
+        ...
+
+    @property
+    def default_curriculum(self) -> str | Mapping[str, Any] | None:
+        """The schedule of the factor unless a recipe names one; None: the factor means nothing to this strategy."""
+        ...
+
+    def setup(self, objective: Objective) -> None:
+        """Build what depends on sizes; called once, before training and before any weights are loaded."""
+
+    def count(self, ratio: float, patches: int) -> int:
+        """H: how many of `patches` to hide at `ratio`, in the paper's own rounding."""
+        ...
+
+    def scores(self, context: MaskingContext) -> Tensor:
+        """[B, N] float32, high = hidden first; an "alternate" learner's are chances of hiding, in [0, 1]."""
+        ...
+
+    def mask(self, context: MaskingContext) -> Mask:
+        """The hard mask of this batch."""
+        ...
+
+    def soft_mask(self, context: MaskingContext) -> Mask:
+        """The soft mask of this batch; of "alternate" learners only."""
+        ...
+
+    def learners(self) -> list[MaskingStrategy]:
+        """The plain strategies that learn, at whatever moment of training."""
+        ...
+
+    def active(self, context: MaskingContext) -> list[tuple[MaskingStrategy, MaskingContext]]:
+        """The plain strategies that have a say at this moment, each with the context that it sees."""
+        ...
+
+    def loss(self, context: MaskingContext, mask: Mask, outcome: Outcome) -> Tensor:
+        """What the strategy minimises [], given what the model made of its mask; of learners only."""
+        ...
+
+    def after_step(self, context: MaskingContext, mask: Mask, outcome: Outcome) -> None:
+        """Called after the model's step, without gradient: averages, tables."""
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """What it learns, as of any nn.Module."""
+        ...
+
+
+class Strategy(nn.Module):
+    """The nn.Module to subclass: write `scores`, decorate with `define`, and that is a masker.
+
+    `count` may be overridden with a paper's own rounding, and `mask` by the odd strategy that is no ranking.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""  # citation, for `maskzoo show`
+    needs: frozenset[Need] = frozenset()
+    learning: Learning = "no"
+    default_curriculum: str | Mapping[str, Any] | None = None
+
+    def __attrs_pre_init__(self) -> None:
+        super().__init__()
+
+    def setup(self, objective: Objective) -> None:
+        """Nothing to build."""
+
+    def count(self, ratio: float, patches: int) -> int:
+        """N - int(N * (1 - ratio)), as MAE does."""
+        return visible_rounded_down(ratio, patches)
+
+    def scores(self, context: MaskingContext) -> Tensor:
+        """[B, N] float32, high = hidden first."""
+        raise NotImplementedError(f"strategy '{self.name}' has no scores()")
+
+    def mask(self, context: MaskingContext) -> Mask:
+        """Hide the `count` patches of the highest score; with gradient for "joint" learners alone."""
+        context = context.counted_by(self)
+        with torch.set_grad_enabled(self.learning == "joint" and torch.is_grad_enabled()):
+            scores = self._checked(self.scores(context), context)
+            return Mask.hide_top(scores, context.count, ties=context.noise(name="ties"))
+
+    def soft_mask(self, context: MaskingContext) -> Mask:
+        """Scale every patch by 1 - its score."""
+        context = context.counted_by(self)
+        return Mask.soft(self._checked(self.scores(context), context), context.count)
+
+    def learners(self) -> list[MaskingStrategy]:
+        """This strategy itself, if it learns."""
+        return [] if self.learning == "no" else [self]
+
+    def active(self, context: MaskingContext) -> list[tuple[MaskingStrategy, MaskingContext]]:
+        """This strategy itself, in this very context."""
+        return [(self, context)]
+
+    def loss(self, context: MaskingContext, mask: Mask, outcome: Outcome) -> Tensor:
+        """What the strategy minimises []; named terms for the log go into `outcome.metrics`."""
+        raise NotImplementedError(f"strategy '{self.name}' learns, but has no loss()")
+
+    def after_step(self, context: MaskingContext, mask: Mask, outcome: Outcome) -> None:
+        """Nothing to keep."""
+
+    def _checked(self, scores: Tensor, context: MaskingContext) -> Tensor:
+        expected = (context.images.shape[0], context.patches)
+        if tuple(scores.shape) != expected or scores.dtype != torch.float32:
+            raise ContractError(
+                f"strategy '{self.name}' ({type(self).__module__}) gave scores {scores.dtype} {list(scores.shape)}; "
+                f"the contract is float32 {list(expected)}, one score for each mask unit"
+            )
+        return scores
+
+
+class RankedStrategy(Strategy):
+    """A strategy that knows how hard each patch is: write `hardness`, and any curriculum goes with it."""
+
+    default_curriculum: str | Mapping[str, Any] | None = "adversary"
+
+    def hardness(self, context: MaskingContext) -> Tensor:
+        """[B, N], high = hard to rebuild, or salient."""
+        raise NotImplementedError(f"strategy '{self.name}' has no hardness()")
+
+    def scores(self, context: MaskingContext) -> Tensor:
+        """Noise, plus 1 for the floor(|factor| * count) patches taken by rank.
+
+        The hardest are taken if the factor is negative (adversary), the easiest if it is positive (partner); the rest
+        of the count is random, so at 0 (neutral) everything is, and the hardness is not even asked for.
+        """
+        return context.noise() if self._taken(context) == 0 else self.ranked(context, self.hardness(context))
+
+    def ranked(self, context: MaskingContext, hardness: Tensor) -> Tensor:
+        """The scores that follow from a hardness [B, N], for strategies that change something about them."""
+        hardness = self._checked(hardness.to(torch.float32), context)
+        ranking = -hardness if context.factor > 0 else hardness
+        by_rank = Mask.hide_top(ranking, self._taken(context), ties=context.noise(name="rank ties"))
+        return context.noise() + by_rank.hidden
+
+    @staticmethod
+    def _taken(context: MaskingContext) -> int:
+        """How many patches are taken by rank."""
+        return min(math.floor(abs(context.factor) * context.count + 1e-9), context.count)  # 0.29 * 100 is 28.99...
+
+
+# ---------------------------------------------------------------------------------------------------------- schedules
+@runtime_checkable
+class CurriculumSchedule(Protocol):
+    """A number that moves with progress: the factor, the ratio, a learning rate, a decay, a weight of a mixture."""
+
+    name: ClassVar[str]
+
+    def setup(self, epochs: int, steps: int) -> None:
+        """For schedules that move by epoch: how many there will be. Others need nothing."""
+
+    def __call__(self, progress: float) -> float:
+        """The value at `progress`: 0.0 at the first step, 1.0 at the last."""
+        ...
+
+
+class Part(nn.Module):
+    """A strategy inside a composite, with a curriculum of its own if it has one."""
+
+    def __init__(self, strategy: MaskingStrategy, curriculum: CurriculumSchedule | None = None) -> None:
+        super().__init__()
+        self.strategy = strategy
+        self.curriculum = curriculum
+        if curriculum is not None and strategy.default_curriculum is None:
+            raise ContractError(f"strategy '{strategy.name}' knows no hardness, so a curriculum means nothing to it")
+
+    @classmethod
+    def all_of(cls, parts: Sequence[Part | MaskingStrategy]) -> nn.ModuleList:
+        """Parts and bare strategies as a ModuleList of parts, which nn.Module registers (a plain list it would not)."""
+        return nn.ModuleList(part if isinstance(part, Part) else cls(part) for part in parts)
+
+    def context(self, context: MaskingContext, position: int) -> MaskingContext:
+        """What this part sees as part number `position` of a composite that sees `context`."""
+        factor = context.factor if self.curriculum is None else self.curriculum(context.progress)
+        return context.part(position, factor)
+
+
+# ---------------------------------------------------------------------------------------------- backbones, objectives
+class Backbone(Protocol):
+    """An encoder that can be shown part of an image."""
+
+    name: ClassVar[str]
+    provides: frozenset[Need]  # "features", "attention"
+    grid: tuple[int, ...]  # mask units along each dimension
+    patch_size: tuple[int, ...]  # pixels of a mask unit along each dimension
+    channels: int  # of an image
+    dim: int  # D of the latent
+    token_dim: int  # of `tokens`
+    dense: bool  # whether the latent has all N units also under a hard mask
+    prefix: int  # P class and register tokens, first in the latent, never masked
+
+    def __call__(self, images: Tensor, mask: Mask | None = None) -> Tensor:
+        """The latent of images [B, C, *size]: [B, P + V, D]; [B, P + N, D] where dense, whole, or under a soft mask."""
+        ...
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """[B, N, token_dim]: each unit's embedded tokens (their mean) plus position, as the encoder's first block
+        sees them; fixed sin-cos positions where the encoder adds none there.
+        """
+        ...
+
+    def inspect(self, images: Tensor, block: int = -1) -> tuple[Tensor, Tensor | None]:
+        """What a block makes of whole images: features [B, P + N, D], attention [B, heads, P + N, P + N] or None."""
+        ...
+
+    def attention(self, images: Tensor) -> Tensor:
+        """[B, N]: how much the last block attends to each unit: the class token's row, or the mean row without one."""
+        ...
+
+
+@attrs.define(eq=False)
+class Outcome:
+    """What an objective made of images under a mask."""
+
+    loss: Tensor  # [], the mean over patches weighted by `mask.weights`
+    latent: Tensor  # as the backbone gave it
+    patch_loss: Tensor | None = None  # [B, N] float32
+    decoder_input: Tensor | None = None  # [B, P + N, decoder channels]
+    prediction: Tensor | None = None  # [B, N, ...], in the space of the target
+    metrics: dict[str, Tensor] = attrs.field(factory=dict)  # named scalars for the log
+
+
+class Objective(Protocol):
+    """What the model learns by: images and a mask go in, a loss comes out. An nn.Module that owns the backbone."""
+
+    name: ClassVar[str]
+    provides: frozenset[Need]  # "patch_loss" where outcomes carry one
+    needs: frozenset[Need]  # "labels", "teacher"
+    backbone: Backbone
+
+    def setup(self, backbone: Backbone) -> None:
+        """Take the backbone and build what depends on its sizes; called once."""
+        ...
+
+    def __call__(
+        self, images: Tensor, mask: Mask, labels: Tensor | None = None, teacher: Objective | None = None
+    ) -> Outcome:
+        """The outcome of images [B, C, *size] under the mask, losses in float32."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------------ data, scoring
+@attrs.frozen(eq=False)
+class Sample:
+    """One image of a data set, before augmentation."""
+
+    image: Tensor  # [C, H, W] uint8
+    label: int | None = None
+    extras: Mapping[str, Tensor] = attrs.field(factory=dict)  # [*, H, W] each; cropped and flipped with the image
+
+
+class Split(Protocol):
+    """The training or the test images of a data set; looking up a broken image raises DataError, naming it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class Dataset(Protocol):
+    """Images to learn from: its `train` and `test` splits, and what must be known before any is opened."""
+
+    name: ClassVar[str]
+    train: Split
+    test: Split  # may be empty
+    channels: int
+    size: tuple[int, int]  # height and width in pixels to which images are brought unless a recipe says otherwise
+    classes: Sequence[str] | None  # None: no labels
+    flip: bool  # whether a mirrored image still shows the same (not so for digits)
+    mean: Sequence[float]  # of each channel, of pixels in [0, 1]
+    std: Sequence[float]
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """Augmented images on their way into a step."""
+
+    images: Tensor  # [B, C, H, W] float32, normalised
+    labels: Tensor | None  # [B] int64
+    index: Tensor  # [B] int64, positions in the data set
+    extras: Mapping[str, Tensor] = attrs.field(factory=dict)  # [B, ...]
+    broken: Sequence[str] = ()  # one sentence for each image that could not be read and was replaced
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+
+        def move(values: Tensor) -> Tensor:
+            return values.to(device, non_blocking=True)
+
+        return Batch(
+            images=move(self.images),
+            labels=None if self.labels is None else move(self.labels),
+            index=move(self.index),
+            extras={name: move(values) for name, values in self.extras.items()},
+            broken=self.broken,
+        )
+
+
+class Encoder(Protocol):
+    """A trained backbone as evaluators see it: whole images, eval mode, no gradient, pooled one declared way."""
+
+    dim: int  # D
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features [B, D] float32 of prepared images [B, C, H, W]."""
+        ...
+
+    def features(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Features [M, D] and labels [M] (None without labels) of a split, or of `images` of it, evenly spread."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Measures what an encoder has learnt, in named figures."""
+
+    name: ClassVar[str]
+
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
+        """Yield (name, value), e.g. ("top1", 0.87)."""
+        ...

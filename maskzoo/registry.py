@@ -1,0 +1,182 @@
+"""From a name in a recipe to the class that bears it, whoever brought it.
+
+Every plugin is loaded by itself, under a plugin manager of its own: pluggy's own loader skips a second entry point of
+the same name without a word, and one failing import ends the program. Here a broken plugin is remembered with its
+reason and hurts nobody until somebody asks for what nobody else provides.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, get_args
+
+import attrs
+import pluggy
+
+from maskzoo import hookspecs
+from maskzoo.errors import MaskZooError, PluginError, RecipeError
+
+Kind = Literal["strategy", "schedule", "backbone", "objective", "dataset", "evaluator"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+HOOKS: dict[Kind, str] = {
+    "strategy": "maskzoo_strategies",
+    "schedule": "maskzoo_schedules",
+    "backbone": "maskzoo_backbones",
+    "objective": "maskzoo_objectives",
+    "dataset": "maskzoo_datasets",
+    "evaluator": "maskzoo_evaluators",
+}
+GROUP = "maskzoo"
+OURS = "maskzoo"  # the distribution whose names always win
+
+
+@attrs.frozen
+class Offer:
+    """One class that one plugin offers under one name."""
+
+    kind: Kind
+    name: str
+    cls: type
+    plugin: Plugin
+
+
+@attrs.define(eq=False)
+class Plugin:
+    """One entry point: where it comes from, and what loading it gave."""
+
+    name: str
+    distribution: str
+    version: str
+    offers: list[Offer] = attrs.field(factory=list)
+    problem: str | None = None  # why it could not be loaded
+
+    @property
+    def ours(self) -> bool:
+        """Whether it comes with MaskZoo itself."""
+        return self.distribution == OURS
+
+    @property
+    def owner(self) -> str:
+        """Distribution, version and entry point, for messages."""
+        return f"{self.distribution} {self.version} (entry point '{self.name}')"
+
+
+class Registry:
+    """Names and the classes that bear them, by kind; built-in plugins are looked up before any other is loaded."""
+
+    def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
+        self._points = list(entry_points(group=GROUP) if points is None else points)
+
+    def find(self, kind: Kind, name: str) -> type:
+        """The class of that name.
+
+        Raises RecipeError for an unknown name, with the nearest known one and the plugins that could not be loaded,
+        and PluginError for a name that two third parties claim.
+        """
+        for offer in self._offers(self._ours):
+            if (offer.kind, offer.name) == (kind, name):
+                return offer.cls
+        claims = [offer for offer in self._offers(self._theirs) if (offer.kind, offer.name) == (kind, name)]
+        if len(claims) == 1:
+            return claims[0].cls
+        if claims:
+            owners = " and ".join(sorted(offer.plugin.owner for offer in claims))
+            raise PluginError(f"{kind} '{name}' is offered by {owners}; uninstall one of them")
+        raise RecipeError(self._unknown(kind, name))
+
+    def classes(self, kind: Kind) -> dict[str, type]:
+        """All classes of a kind that can be found without a clash, by name, in alphabetical order."""
+        names = sorted({offer.name for offer in self._offers(self.plugins) if offer.kind == kind})
+        found = {}
+        for name in names:
+            try:
+                found[name] = self.find(kind, name)
+            except PluginError:
+                continue  # `maskzoo plugins` tells of the clash
+        return found
+
+    def owner(self, kind: Kind, name: str) -> Plugin | None:
+        """The plugin from which `find` takes this class."""
+        cls = self.find(kind, name)
+        return next((offer.plugin for offer in self._offers(self.plugins) if offer.cls is cls), None)
+
+    @property
+    def plugins(self) -> list[Plugin]:
+        """Every plugin, ours first, broken ones too."""
+        return self._ours + self._theirs
+
+    def clashes(self) -> list[str]:
+        """One sentence for each name that more than one plugin offers, saying who wins."""
+        sentences = []
+        offers = self._offers(self.plugins)
+        for kind, name in sorted({(offer.kind, offer.name) for offer in offers}):
+            owners = [offer.plugin for offer in offers if (offer.kind, offer.name) == (kind, name)]
+            if len(owners) < 2:
+                continue
+            listed = " and ".join(sorted(owner.owner for owner in owners))
+            outcome = "the built-in one is used" if any(owner.ours for owner in owners) else "using it is an error"
+            sentences.append(f"{kind} '{name}' is offered by {listed}: {outcome}")
+        return sentences
+
+    @functools.cached_property
+    def _ours(self) -> list[Plugin]:
+        return [_load(point) for point in self._points if _distribution(point) == OURS]
+
+    @functools.cached_property
+    def _theirs(self) -> list[Plugin]:
+        return [_load(point) for point in self._points if _distribution(point) != OURS]
+
+    @staticmethod
+    def _offers(plugins: list[Plugin]) -> list[Offer]:
+        return [offer for plugin in plugins for offer in plugin.offers]
+
+    def _unknown(self, kind: Kind, name: str) -> str:
+        known = list(self.classes(kind))
+        broken = [f"{plugin.owner} could not be loaded: {plugin.problem}" for plugin in self.plugins if plugin.problem]
+        return "; ".join([f"no {kind} named '{name}'", nearest(name, known), *broken])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at what was meant: the nearest of the known names, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return "known: " + ", ".join(known) if known else "none is known"
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "unknown"
+
+
+def _load(point: EntryPoint) -> Plugin:
+    """Load one entry point; whatever it raises becomes its `problem`, since it is not our code that runs here."""
+    version = point.dist.version if point.dist is not None else "?"
+    plugin = Plugin(point.name, _distribution(point), version)
+    try:
+        plugin.offers = _collect(plugin, point.load())
+    except Exception as problem:
+        plugin.offers = []
+        plugin.problem = str(problem) if isinstance(problem, MaskZooError) else f"{type(problem).__name__}: {problem}"
+    return plugin
+
+
+def _collect(plugin: Plugin, module: Any) -> list[Offer]:
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, name=plugin.name)
+    manager.check_pending()  # a misspelt hook would otherwise be ignored
+    offers: dict[tuple[Kind, str], Offer] = {}
+    for kind, hook in HOOKS.items():
+        for classes in getattr(manager.hook, hook)():
+            for cls in classes:
+                name = getattr(cls, "name", None)
+                if not isinstance(cls, type) or not isinstance(name, str) or not name:
+                    raise PluginError(f"{hook}() must return classes with a `name`, got {cls!r}")
+                if (kind, name) in offers:
+                    raise PluginError(f"{hook}() names two classes '{name}': {offers[kind, name].cls} and {cls}")
+                offers[kind, name] = Offer(kind, name, cls, plugin)
+    return list(offers.values())

@@ -1,0 +1,192 @@
+"""Strategies made of strategies, to any depth: a mixture, a union, a switch on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from maskzoo import (
+    ContractError,
+    CurriculumSchedule,
+    Mask,
+    MaskingContext,
+    MaskingStrategy,
+    Objective,
+    Outcome,
+    Part,
+    Strategy,
+    define,
+    hookimpl,
+)
+
+
+@define
+class Composite(Strategy):
+    """What all composites share: their needs are the union of their parts', and so are their learners.
+
+    A part may carry a curriculum of its own; the others follow the factor that the composite is given.
+    """
+
+    parts: nn.ModuleList = attrs.field(converter=Part.all_of)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("parts: a composite needs at least one")
+        self.needs = frozenset().union(*(part.strategy.needs for part in self.parts))
+        learning = {learner.learning for learner in self.learners()}
+        # With learners of both kinds each is still trained in its own way; the mask must then carry a gradient.
+        self.learning = "joint" if "joint" in learning else "alternate" if "alternate" in learning else "no"
+        following = [part.strategy.default_curriculum for part in self.parts if part.curriculum is None]
+        # The first part that knows a curriculum, and has none of its own, speaks for the others.
+        self.default_curriculum = next((default for default in following if default is not None), None)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse options that do not fit the parts, with a ValueError."""
+
+    def setup(self, objective: Objective) -> None:
+        """Set up every part."""
+        for part in self.parts:
+            part.strategy.setup(objective)
+
+    def count(self, ratio: float, patches: int) -> int:
+        """The count on which all parts agree. Raises ContractError where their roundings differ."""
+        counts = [part.strategy.count(ratio, patches) for part in self.parts]
+        if len(set(counts)) > 1:
+            listed = ", ".join(
+                f"parts[{position}] '{part.strategy.name}' {count}"
+                for position, (part, count) in enumerate(zip(self.parts, counts, strict=True))
+            )
+            raise ContractError(
+                f"the parts of '{self.name}' round differently: at ratio {ratio:g} of {patches} patches they hide "
+                f"{listed}; {_agreement(self.parts, ratio, patches)}"
+            )
+        return counts[0]
+
+    def scores(self, context: MaskingContext) -> Tensor:
+        """[B, N] float32: the parts' scores, combined."""
+        playing = self.playing(context.progress)
+        scores = {position: self.parts[position].strategy.scores(part) for position, part in self._seen(context)}
+        return scores[playing[0]] if len(playing) == 1 else self.combine(context, scores)
+
+    def playing(self, progress: float) -> list[int]:
+        """The positions of the parts that have a say at this moment."""
+        return list(range(len(self.parts)))
+
+    def combine(self, context: MaskingContext, scores: Mapping[int, Tensor]) -> Tensor:
+        """One [B, N] out of those of two or more parts, by position."""
+        raise NotImplementedError
+
+    def learners(self) -> list[MaskingStrategy]:
+        """The learners among all parts."""
+        return [learner for part in self.parts for learner in part.strategy.learners()]
+
+    def active(self, context: MaskingContext) -> list[tuple[MaskingStrategy, MaskingContext]]:
+        """The plain strategies of all parts that have a say now."""
+        return [pair for position, part in self._seen(context) for pair in self.parts[position].strategy.active(part)]
+
+    def soft_mask(self, context: MaskingContext) -> Mask:
+        """None of its own: each learner is trained alone, on the whole batch."""
+        raise ContractError(f"'{self.name}' has no soft mask of its own; its learners are in active()")
+
+    def loss(self, context: MaskingContext, mask: Mask, outcome: Outcome) -> Tensor:
+        """None of its own: each learner has its own."""
+        raise ContractError(f"'{self.name}' has no loss of its own; its learners are in active()")
+
+    def _seen(self, context: MaskingContext) -> Iterable[tuple[int, MaskingContext]]:
+        return [
+            (position, self.parts[position].context(context, position)) for position in self.playing(context.progress)
+        ]
+
+
+@define
+class Mix(Composite):
+    """Each image draws one of the parts, by weights that may be schedules: a mixture of masks, not of scores."""
+
+    name: ClassVar[str] = "mix"
+
+    weights: list[CurriculumSchedule] | None = None  # None: all alike; they need not sum to one
+
+    def check(self) -> None:
+        """As many weights as parts."""
+        if self.weights is not None and len(self.weights) != len(self.parts):
+            raise ValueError(f"weights: there are {len(self.parts)} parts, but {len(self.weights)} weights")
+
+    def playing(self, progress: float) -> list[int]:
+        """The parts of some weight."""
+        playing = [position for position, weight in enumerate(self._weights(progress)) if weight > 0]
+        if not playing:
+            raise ContractError(f"all weights of '{self.name}' are zero at progress {progress:g}")
+        return playing
+
+    def combine(self, context: MaskingContext, scores: Mapping[int, Tensor]) -> Tensor:
+        """Each image's row from the part it draws."""
+        weights = torch.tensor(self._weights(context.progress)).clamp(min=0)[list(scores)]
+        edges = (weights.cumsum(0) / weights.sum())[:-1].to(context.images.device)
+        drawn = torch.bucketize(context.noise(1, name="mix"), edges, right=True)  # [B, 1]
+        stacked = torch.stack(list(scores.values()), dim=1)  # [B, parts, N]
+        return stacked.gather(1, drawn[..., None].expand(-1, -1, stacked.shape[2]))[:, 0]
+
+    def _weights(self, progress: float) -> list[float]:
+        if self.weights is None:
+            return [1.0] * len(self.parts)
+        return [weight(progress) for weight in self.weights]
+
+
+@define
+class Union(Composite):
+    """Hide what any part would hide, each part's ranking read equally deep, down to where the union has the count.
+
+    The parts share the count between them, so a part under a half-strength curriculum does not keep its half of it.
+    """
+
+    name: ClassVar[str] = "union"
+
+    def combine(self, context: MaskingContext, scores: Mapping[int, Tensor]) -> Tensor:
+        """For each patch its best rank in any part; scores of different parts have no common scale."""
+        ranks = []
+        for position, values in scores.items():
+            by_noise = context.noise(name=f"union ties {position}").argsort(dim=1)
+            order = by_noise.gather(1, values.detach().gather(1, by_noise).argsort(dim=1, stable=True))
+            ranks.append(order.argsort(dim=1))  # [B, N], 0 = shown longest
+        return torch.stack(ranks).amax(dim=0).float()
+
+
+@define
+class Switch(Composite):
+    """One part after the other, changing at the given points of training."""
+
+    name: ClassVar[str] = "switch"
+
+    at: list[float] = attrs.field(factory=list)  # progress of each change, rising, one fewer than parts
+
+    def check(self) -> None:
+        """One change between each two parts, in order, inside training."""
+        if len(self.at) != len(self.parts) - 1:
+            raise ValueError(f"at: {len(self.parts)} parts need {len(self.parts) - 1} changes, got {len(self.at)}")
+        if sorted(set(self.at)) != list(self.at) or any(not 0 < point < 1 for point in self.at):
+            raise ValueError(f"at: must rise, between 0 and 1, got {list(self.at)}")
+
+    def playing(self, progress: float) -> list[int]:
+        """The one part whose turn it is."""
+        return [sum(progress >= point for point in self.at)]
+
+
+def _agreement(parts: nn.ModuleList, ratio: float, patches: int) -> str:
+    """The nearest ratio that is a whole number of patches for every part, as advice."""
+    for distance in range(patches):
+        for hidden in (round(ratio * patches) + distance, round(ratio * patches) - distance):
+            near = round(hidden / patches, 6)
+            if 0 < hidden < patches and len({part.strategy.count(near, patches) for part in parts}) == 1:
+                return f"they agree at {near:g}"
+    return "they agree nowhere"
+
+
+@hookimpl
+def maskzoo_strategies() -> list[type]:
+    """The composites."""
+    return [Mix, Union, Switch]
