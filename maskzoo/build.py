@@ -20,7 +20,7 @@ from maskzoo.protocols import (
     Objective,
     Part,
 )
-from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, Use, describe, make
+from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, Use, describe, make, plain_of
 from maskzoo.registry import Registry, nearest
 from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
@@ -84,7 +84,7 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
         own_described = attrs.evolve(own, lr=describe(strategy_lr))
         uses["masking"] = attrs.evolve(uses["masking"], optimizer=own_described)
     return Session(
-        recipe=plain(attrs.evolve(recipe, **uses)),
+        recipe=plain_of(attrs.evolve(recipe, **uses)),
         objective=objective,
         strategy=strategy,
         teacher=Teacher(objective) if needs_teacher else None,
@@ -101,13 +101,6 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
         device=device,
         least=least,
     )
-
-
-def plain(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain values, without those that are None; `Recipe.from_plain` reads it back."""
-    described: dict[str, Any] = describe(recipe)
-    described["optimizer"] = {"use": recipe.optimizer.use, **described["optimizer"]}
-    return described
 
 
 def make_backbone(use: Use, dataset: Dataset, registry: Registry) -> Backbone:
@@ -212,8 +205,9 @@ def schedules_in(strategy: Any) -> list[CurriculumSchedule]:
     for module in strategy.modules():
         held = [module.curriculum] if isinstance(module, Part) else list(vars(module).values())
         for value in held:
-            candidates = value if isinstance(value, list | tuple) else [value]
-            found += [one for one in candidates if isinstance(one, CurriculumSchedule) and not isinstance(one, nn.Module)]
+            several = value if isinstance(value, list | tuple) else [value]
+            # A module looks like a schedule to a runtime check: it can be called, and a strategy has name and setup.
+            found += [one for one in several if isinstance(one, CurriculumSchedule) and not isinstance(one, nn.Module)]
     return found
 
 
@@ -260,8 +254,9 @@ def _set_up(path: str, made: Any, sizes: Any) -> None:
 
 def _refuse_lost_parameters(strategy: Any) -> None:
     """Refuse a strategy whose class lost nn.Module's __setattr__: its layers would never be trained, nor saved."""
+    kept: Any = nn.Module.__setattr__
     for module in strategy.modules():
-        if type(module).__setattr__ is not nn.Module.__setattr__:
+        if type(module).__setattr__ is not kept:
             raise RecipeError(
                 f"recipe.masking.strategy: class {type(module).__qualname__} ({type(module).__module__}) overrides "
                 "nn.Module's __setattr__, so its parameters would be lost; decorate it with maskzoo.define"

@@ -58,6 +58,8 @@ class Mask:
         always hide the same corner. NaN counts as the highest score. Raises ContractError for an impossible count.
         """
         _check_scores(scores, count)
+        if ties is not None and ties.shape != scores.shape:
+            raise ContractError(f"ties are {list(ties.shape)}, but the scores are {list(scores.shape)}")
         if count == scores.shape[1] or count == 0:  # nothing to rank
             return cls(torch.full(scores.shape, count > 0, device=scores.device), count, scores=scores)
         if ties is None:
@@ -112,7 +114,10 @@ class Mask:
         return whole.scatter(1, index[..., None].expand(-1, -1, tokens.shape[2]), tokens)
 
     def cover(self, tokens: Tensor, filler: Tensor) -> Tensor:
-        """Replace the hidden of `tokens` [B, N, ...] by `filler` (broadcastable) in their places, with no arithmetic that NaN could survive."""
+        """Replace the hidden of `tokens` [B, N, ...] by `filler` (broadcastable) where they are.
+
+        No arithmetic is done, since NaN would survive it.
+        """
         hidden = self.hidden.reshape(*self.hidden.shape, *(1,) * (tokens.ndim - 2))
         return torch.where(hidden, filler.to(tokens.dtype), tokens)
 
@@ -122,7 +127,7 @@ class Mask:
         `grid` may have any number of dimensions; their product is N. Returns a mask of [B, prod(grid * factor)].
         """
         factors = (factor,) * len(grid) if isinstance(factor, int) else tuple(factor)
-        if math.prod(grid) != self.hidden.shape[1] or len(factors) != len(grid) or min(factors) < 1:
+        if math.prod(grid) != self.hidden.shape[1] or len(factors) != len(grid) or min(factors, default=1) < 1:
             raise ContractError(
                 f"cannot enlarge a mask of {self.hidden.shape[1]} units on grid {tuple(grid)} by {factors}"
             )

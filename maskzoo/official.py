@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 from maskzoo.backbones.vit import VitBackbone
 from maskzoo.errors import ContractError
 from maskzoo.objectives.reconstruct import Reconstruct
+from maskzoo.protocols import Backbone
 from maskzoo.registry import Registry
 
 Kind = Literal["mae", "cl-mae"]
@@ -73,11 +74,9 @@ def _load_mae(
         mlp_ratio=_mlp_ratio(state, "decoder_blocks.", decoder_dim, decoder_depth),
         norm_pix=norm_pix,
     )
-    objective.setup(backbone)
+    objective.setup(cast(Backbone, backbone))
     decoder = ("decoder_", "mask_token")
-    renamed = {
-        name if name.startswith(decoder) else f"backbone.model.{name}": tensor for name, tensor in state.items()
-    }
+    renamed = {name if name.startswith(decoder) else f"backbone.model.{name}": tensor for name, tensor in state.items()}
     _fill(objective, renamed)
     return objective, None
 

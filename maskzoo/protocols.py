@@ -296,6 +296,7 @@ class CurriculumSchedule(Protocol):
 
     def setup(self, epochs: int, steps: int) -> None:
         """For schedules that move by epoch: how many there will be. Others need nothing."""
+        return  # a body, so that type checkers do not take it for abstract
 
     def __call__(self, progress: float) -> float:
         """The value at `progress`: 0.0 at the first step, 1.0 at the last."""
@@ -328,14 +329,22 @@ class Backbone(Protocol):
     """An encoder that can be shown part of an image."""
 
     name: ClassVar[str]
-    provides: frozenset[Need]  # "features", "attention"
     grid: tuple[int, ...]  # mask units along each dimension
     patch_size: tuple[int, ...]  # pixels of a mask unit along each dimension
     channels: int  # of an image
     dim: int  # D of the latent
     token_dim: int  # of `tokens`
-    dense: bool  # whether the latent has all N units also under a hard mask
     prefix: int  # P class and register tokens, first in the latent, never masked
+
+    @property
+    def provides(self) -> frozenset[Need]:
+        """ "features", "attention"."""
+        ...
+
+    @property
+    def dense(self) -> bool:
+        """Whether the latent has all N units also under a hard mask."""
+        ...
 
     def __call__(self, images: Tensor, mask: Mask | None = None) -> Tensor:
         """The latent of images [B, C, *size]: [B, P + V, D]; [B, P + N, D] where dense, whole, or under a soft mask."""
@@ -372,9 +381,17 @@ class Objective(Protocol):
     """What the model learns by: images and a mask go in, a loss comes out. An nn.Module that owns the backbone."""
 
     name: ClassVar[str]
-    provides: frozenset[Need]  # "patch_loss" where outcomes carry one
-    needs: frozenset[Need]  # "labels", "teacher"
     backbone: Backbone
+
+    @property
+    def provides(self) -> frozenset[Need]:
+        """ "patch_loss" where outcomes carry one."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """ "labels", "teacher"."""
+        ...
 
     def setup(self, backbone: Backbone) -> None:
         """Take the backbone and build what depends on its sizes; called once."""
@@ -384,6 +401,10 @@ class Objective(Protocol):
         self, images: Tensor, mask: Mask, labels: Tensor | None = None, teacher: Objective | None = None
     ) -> Outcome:
         """The outcome of images [B, C, *size] under the mask, losses in float32."""
+        ...
+
+    def picture(self, images: Tensor, mask: Mask) -> tuple[Tensor, str] | None:
+        """The images [B, C, *size] with their hidden patches rebuilt, and a word on how to read them; None: no such."""
         ...
 
 

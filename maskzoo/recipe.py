@@ -16,7 +16,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import attrs
 import cattrs
 import tomli_w
-from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.errors import (
+    ClassValidationError,
+    ForbiddenExtraKeysError,
+    IterableValidationError,
+    IterableValidationNote,
+)
 from cattrs.gen import make_dict_structure_fn
 from torch import nn
 
@@ -119,6 +124,18 @@ class Recipe:
             raise RecipeError("\n".join(_sentences(problem, "recipe"))) from problem
 
 
+def plain_of(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain values, without those that are None; `Recipe.from_plain` reads it back."""
+
+    def fields(value: Any) -> Any:
+        if not attrs.has(type(value)):
+            return describe(value)
+        held = {field.name: fields(getattr(value, field.name)) for field in attrs.fields(type(value))}
+        return {name: plain for name, plain in held.items() if plain is not None}
+
+    return fields(recipe)  # type: ignore[no-any-return]
+
+
 # ------------------------------------------------------------------------------------------------------ files and keys
 def read(path: Path) -> dict[str, Any]:
     """The plain values of a TOML file. Raises RecipeError where it is missing or is no TOML."""
@@ -193,9 +210,7 @@ def describe(value: Any) -> Any:
         return plain if value.curriculum is None else {**plain, "curriculum": describe(value.curriculum)}
     if attrs.has(type(value)):
         named = {"use": type(value).name} if hasattr(type(value), "name") else {}
-        fields = {
-            field.name: describe(getattr(value, field.name)) for field in attrs.fields(type(value)) if field.init
-        }
+        fields = {field.name: describe(getattr(value, field.name)) for field in attrs.fields(type(value)) if field.init}
         return {**named, **{name: plain for name, plain in fields.items() if plain is not None}}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items() if item is not None}
@@ -214,9 +229,7 @@ class _Maker:
         self.converter = _plain_converter()
         self.converter.register_structure_hook(Part, lambda value, _: self._part(value))
         self.converter.register_structure_hook(nn.ModuleList, lambda value, _: self._parts(value))
-        self.converter.register_structure_hook_func(
-            lambda wanted: wanted is CurriculumSchedule, lambda value, _: self.make("schedule", value)
-        )
+        self.converter.register_structure_hook_func(_is_schedule, lambda value, _: self.make("schedule", value))
 
     def make(self, kind: Kind, use: Use, **given: Any) -> Any:
         table = self._table(kind, use)
@@ -328,6 +341,10 @@ def _one_of(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
     raise RecipeError("; or ".join(sentence for problem in problems for sentence in _sentences(problem, "")))
 
 
+def _is_schedule(wanted: Any) -> bool:
+    return bool(wanted == CurriculumSchedule)
+
+
 def _literal(value: Any, wanted: Any) -> Any:
     if value not in get_args(wanted):
         choices = ", ".join(repr(choice) for choice in get_args(wanted))
@@ -341,7 +358,7 @@ def _sentences(problem: BaseException, path: str) -> list[str]:
         placed, other = problem.group_exceptions()
         lines = []
         for inner, note in placed:
-            step = f"[{note.index}]" if isinstance(problem, IterableValidationError) else f".{note.name}"
+            step = f"[{note.index}]" if isinstance(note, IterableValidationNote) else f".{note.name}"
             lines += _sentences(inner, path + step)
         for inner in other:
             lines += _sentences(inner, path)
@@ -354,7 +371,7 @@ def _sentences(problem: BaseException, path: str) -> list[str]:
     if isinstance(problem, RecipeError):
         return [_line(f"{path}.{problem.key}" if problem.key else path, str(problem))]
     if isinstance(problem, KeyError):
-        return [_line(f"{path}.{problem.args[0]}", "is required")]
+        return [_line(path, "is required")]
     if isinstance(problem, AttributeError) or (isinstance(problem, TypeError) and "iterable" in str(problem)):
         return [_line(path, "expected a table or a list of other values")]
     return [_line(path, str(problem.args[0]) if problem.args else str(problem))]

@@ -121,6 +121,10 @@ class Registry:
             sentences.append(f"{kind} '{name}' is offered by {listed}: {outcome}")
         return sentences
 
+    def broken(self) -> list[str]:
+        """One sentence for each plugin that could not be loaded."""
+        return [f"{plugin.owner} could not be loaded: {plugin.problem}" for plugin in self.plugins if plugin.problem]
+
     @functools.cached_property
     def _ours(self) -> list[Plugin]:
         return [_load(point) for point in self._points if _distribution(point) == OURS]
@@ -135,8 +139,7 @@ class Registry:
 
     def _unknown(self, kind: Kind, name: str) -> str:
         known = list(self.classes(kind))
-        broken = [f"{plugin.owner} could not be loaded: {plugin.problem}" for plugin in self.plugins if plugin.problem]
-        return "; ".join([f"no {kind} named '{name}'", nearest(name, known), *broken])
+        return "; ".join([f"no {kind} named '{name}'", nearest(name, known), *self.broken()])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

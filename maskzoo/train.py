@@ -121,7 +121,9 @@ class ModelStep(nn.Module):
         super().__init__()
         self.objective = objective
         self.joint = nn.ModuleList(  # registered, since the model's optimizer moves them; the others are not
-            learner for learner in strategy.learners() if learner.learning == "joint"
+            learner  # type: ignore[misc]  # a strategy that learns is an nn.Module
+            for learner in strategy.learners()
+            if learner.learning == "joint"
         )
         self.hide, self.active = strategy.mask, strategy.active
 
@@ -141,12 +143,17 @@ class StrategyStep(nn.Module):
 
     def __init__(self, strategy: MaskingStrategy) -> None:
         super().__init__()
-        self.learners = nn.ModuleList(learner for learner in strategy.learners() if learner.learning == "alternate")
+        self.learners = nn.ModuleList(  # registered, since they are what this step trains
+            learner  # type: ignore[misc]  # a strategy that learns is an nn.Module
+            for learner in strategy.learners()
+            if learner.learning == "alternate"
+        )
         self.active = strategy.active
 
     def forward(self, context: MaskingContext) -> tuple[list[tuple[MaskingStrategy, Tensor]], dict[str, Tensor]]:
         """A loss [] for each learner that is active now, and figures for the log."""
-        losses, figures = [], {}
+        losses: list[tuple[MaskingStrategy, Tensor]] = []
+        figures: dict[str, Tensor] = {}
         for learner, seen in self.active(context):
             if learner.learning != "alternate":
                 continue  # a composite may be on a part that does not learn: nothing is spent on it

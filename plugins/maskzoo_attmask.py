@@ -13,7 +13,7 @@ from maskzoo import Mask, MaskingContext, RankedStrategy, define, hookimpl
 
 @define
 class AttMask(RankedStrategy):
-    """Rank patches by the teacher's attention: an adversary hides what it looks at most, a partner what it looks at least.
+    """Rank patches by the teacher's attention: an adversary hides what it looks at most, a partner the least.
 
     AttMask-High is the curriculum `adversary`, AttMask-Low is `partner`. With `hints`, a share of the most attended
     patches is shown again, as in AttMask-Hint, and the count stays exact.

@@ -28,9 +28,7 @@ class CLMAE(Strategy):
     """
 
     name: ClassVar[str] = "clmae"
-    paper: ClassVar[str] = (
-        "Madan et al., CL-MAE: Curriculum-Learned Masked Autoencoders, arXiv 2308.16572, WACV 2024"
-    )
+    paper: ClassVar[str] = "Madan et al., CL-MAE: Curriculum-Learned Masked Autoencoders, arXiv 2308.16572, WACV 2024"
     needs = frozenset({"patch_loss"})
     learning = "alternate"
     default_curriculum = "partner-neutral-adversary"

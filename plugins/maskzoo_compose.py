@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import attrs
 import torch
@@ -33,14 +33,19 @@ class Composite(Strategy):
 
     parts: nn.ModuleList = attrs.field(converter=Part.all_of)
 
+    @property
+    def members(self) -> list[Part]:
+        """The parts, as what they are."""
+        return cast(list[Part], list(self.parts))
+
     def __attrs_post_init__(self) -> None:
         if not self.parts:
             raise ValueError("parts: a composite needs at least one")
-        self.needs = frozenset().union(*(part.strategy.needs for part in self.parts))
+        self.needs = frozenset().union(*(part.strategy.needs for part in self.members))
         learning = {learner.learning for learner in self.learners()}
         # With learners of both kinds each is still trained in its own way; the mask must then carry a gradient.
         self.learning = "joint" if "joint" in learning else "alternate" if "alternate" in learning else "no"
-        following = [part.strategy.default_curriculum for part in self.parts if part.curriculum is None]
+        following = [part.strategy.default_curriculum for part in self.members if part.curriculum is None]
         # The first part that knows a curriculum, and has none of its own, speaks for the others.
         self.default_curriculum = next((default for default in following if default is not None), None)
         self.check()
@@ -50,27 +55,27 @@ class Composite(Strategy):
 
     def setup(self, objective: Objective) -> None:
         """Set up every part."""
-        for part in self.parts:
+        for part in self.members:
             part.strategy.setup(objective)
 
     def count(self, ratio: float, patches: int) -> int:
         """The count on which all parts agree. Raises ContractError where their roundings differ."""
-        counts = [part.strategy.count(ratio, patches) for part in self.parts]
+        counts = [part.strategy.count(ratio, patches) for part in self.members]
         if len(set(counts)) > 1:
             listed = ", ".join(
                 f"parts[{position}] '{part.strategy.name}' {count}"
-                for position, (part, count) in enumerate(zip(self.parts, counts, strict=True))
+                for position, (part, count) in enumerate(zip(self.members, counts, strict=True))
             )
             raise ContractError(
                 f"the parts of '{self.name}' round differently: at ratio {ratio:g} of {patches} patches they hide "
-                f"{listed}; {_agreement(self.parts, ratio, patches)}"
+                f"{listed}; {_agreement(self.members, ratio, patches)}"
             )
         return counts[0]
 
     def scores(self, context: MaskingContext) -> Tensor:
         """[B, N] float32: the parts' scores, combined."""
         playing = self.playing(context.progress)
-        scores = {position: self.parts[position].strategy.scores(part) for position, part in self._seen(context)}
+        scores = {position: self.members[position].strategy.scores(part) for position, part in self._seen(context)}
         return scores[playing[0]] if len(playing) == 1 else self.combine(context, scores)
 
     def playing(self, progress: float) -> list[int]:
@@ -83,11 +88,11 @@ class Composite(Strategy):
 
     def learners(self) -> list[MaskingStrategy]:
         """The learners among all parts."""
-        return [learner for part in self.parts for learner in part.strategy.learners()]
+        return [learner for part in self.members for learner in part.strategy.learners()]
 
     def active(self, context: MaskingContext) -> list[tuple[MaskingStrategy, MaskingContext]]:
         """The plain strategies of all parts that have a say now."""
-        return [pair for position, part in self._seen(context) for pair in self.parts[position].strategy.active(part)]
+        return [pair for position, part in self._seen(context) for pair in self.members[position].strategy.active(part)]
 
     def soft_mask(self, context: MaskingContext) -> Mask:
         """None of its own: each learner is trained alone, on the whole batch."""
@@ -99,7 +104,7 @@ class Composite(Strategy):
 
     def _seen(self, context: MaskingContext) -> Iterable[tuple[int, MaskingContext]]:
         return [
-            (position, self.parts[position].context(context, position)) for position in self.playing(context.progress)
+            (position, self.members[position].context(context, position)) for position in self.playing(context.progress)
         ]
 
 
@@ -176,7 +181,7 @@ class Switch(Composite):
         return [sum(progress >= point for point in self.at)]
 
 
-def _agreement(parts: nn.ModuleList, ratio: float, patches: int) -> str:
+def _agreement(parts: list[Part], ratio: float, patches: int) -> str:
     """The nearest ratio that is a whole number of patches for every part, as advice."""
     for distance in range(patches):
         for hidden in (round(ratio * patches) + distance, round(ratio * patches) - distance):

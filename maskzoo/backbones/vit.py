@@ -46,6 +46,8 @@ class VitBackbone(nn.Module):
     pretrained: bool = False  # timm's weights, downloaded
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm.create_model
 
+    _position: ClassVar[Tensor | None]  # a buffer: positions for `tokens` where the model itself adds none
+
     def __attrs_pre_init__(self) -> None:
         super().__init__()
 
@@ -236,7 +238,7 @@ def sin_cos(grid: tuple[int, ...], dim: int) -> Tensor:
 def _unfused(attention: nn.Module, seen: list[Tensor]) -> Iterator[None]:
     """Let this module compute its attention explicitly, and append it to `seen`: [B, heads, P + N, P + N]."""
     fused = attention.fused_attn
-    handle = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[operator,union-attr]
+    handle = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[union-attr]
     attention.fused_attn = False  # type: ignore[assignment]
     try:
         yield

@@ -33,12 +33,14 @@ class Reconstruct(nn.Module):
     mlp_ratio: float = attrs.field(default=4.0, validator=attrs.validators.gt(0))
     norm_pix: bool = True  # the target is each patch normalised by its own mean and variance
 
+    decoder_pos_embed: ClassVar[Tensor]  # a buffer
+
     def __attrs_pre_init__(self) -> None:
         super().__init__()
 
     def __attrs_post_init__(self) -> None:
         if self.decoder_dim % 4:
-            raise RecipeError(f"must be divisible by 4 for sin-cos positions, got {self.decoder_dim}", key="decoder_dim")
+            raise RecipeError(f"sin-cos positions need a multiple of 4, got {self.decoder_dim}", key="decoder_dim")
         self.decoder_heads = self.decoder_heads or max(1, self.decoder_dim // 32)
         if self.decoder_dim % self.decoder_heads:
             raise RecipeError(
@@ -102,17 +104,17 @@ class Reconstruct(nn.Module):
         mean, deviation = _moments(patches)
         return (patches - mean) / deviation
 
-    def picture(self, images: Tensor, mask: Mask) -> Tensor:
-        """[B, C, H, W]: the images with their hidden patches rebuilt.
-
-        With `norm_pix` a hidden patch borrows its true mean and contrast, which the model did not predict.
-        """
+    def picture(self, images: Tensor, mask: Mask) -> tuple[Tensor, str]:
+        """[B, C, H, W]: the images with their hidden patches rebuilt, and a word of warning if there is need of one."""
         prediction = self(images, mask).prediction
         patches = patchify(images.float(), self.backbone.patch_size)
+        note = ""
         if self.norm_pix:
             mean, deviation = _moments(patches)
             prediction = prediction * deviation + mean
-        return unpatchify(mask.cover(patches, prediction), self.backbone.grid, self.backbone.patch_size)
+            note = "rebuilt patches borrow their true mean and contrast, which the model does not predict (norm_pix)"
+        rebuilt = unpatchify(mask.cover(patches, prediction), self.backbone.grid, self.backbone.patch_size)
+        return rebuilt, note
 
 
 def patchify(images: Tensor, patch: tuple[int, ...]) -> Tensor:

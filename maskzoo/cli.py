@@ -1,0 +1,257 @@
+"""The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from maskzoo.errors import MaskZooError, RecipeError
+
+if TYPE_CHECKING:
+    from maskzoo.registry import Registry
+
+
+class Refusal(click.ClickException):
+    """A sentence about what the user can mend."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """A group whose commands answer a MaskZooError with one sentence and exit code 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(context)
+        except MaskZooError as problem:
+            raise Refusal(str(problem)) from problem
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="maskzoo")
+def main() -> None:
+    """Composable masking strategies and curricula for masked image modelling.
+
+    Start with `maskzoo train --masker clmae --schedule partner-neutral-adversary`.
+    """
+
+
+def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that change single keys of a recipe."""
+    options = [
+        click.option("--masker", metavar="NAME", help="Masking strategy; see `maskzoo list strategies`."),
+        click.option("--schedule", metavar="NAME", help="Curriculum of the masker, e.g. adversary or linear:0:-0.5."),
+        click.option("--ratio", metavar="SHARE", help="Share of hidden patches: a number, or e.g. linear:0.5:0.75."),
+        click.option("--backbone", metavar="NAME", help="Any timm vision transformer, or a registered backbone."),
+        click.option("--objective", metavar="NAME", help="What the model learns by."),
+        click.option("--data", metavar="NAME|FOLDER", help="A data set, or a folder of images."),
+        click.option("--epochs", type=int, metavar="N", help="How often to see every image."),
+        click.option("--batch-size", type=int, metavar="N", help="Images of a step."),
+        click.option("--seed", type=int, metavar="N", help="Decides weights, order, crops and masks."),
+        click.option("--device", metavar="NAME", help="auto, cuda, mps or cpu."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key; may be repeated."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@overrides
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where everything goes.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, or begin it if there is none.")
+def train(recipe: Path | None, out: Path | None, resume: bool, **changes: Any) -> None:
+    """Train a backbone by hiding parts of images.
+
+    RECIPE is a TOML file; without one, a small ViT learns from the embedded digits. Options come on top of it.
+    """
+    from rich.console import Console
+
+    from maskzoo.recipe import Recipe
+    from maskzoo.registry import Registry
+    from maskzoo.run import run
+
+    registry = Registry()
+    if recipe is None and resume and out is not None and (out / "recipe.toml").exists():
+        recipe = out / "recipe.toml"  # what the run began with
+    plain = changed(recipe, registry, **changes)
+    run(Recipe.from_plain(plain), registry, Console(), out, resume=resume)
+
+
+def changed(recipe: Path | None, registry: Registry, settings: tuple[str, ...], **changes: Any) -> dict[str, Any]:
+    """The plain values of a recipe file, or none, with the command line's changes on top."""
+    from maskzoo.recipe import Recipe, parse, plain_of, put, read
+
+    plain = read(recipe) if recipe is not None else {}
+    backbone, data = changes.pop("backbone"), changes.pop("data")
+    keys = {
+        "masker": "masking.strategy",
+        "schedule": "masking.curriculum",
+        "ratio": "masking.ratio",
+        "objective": "objective",
+        "epochs": "train.epochs",
+        "batch_size": "train.batch_size",
+        "seed": "train.seed",
+        "device": "train.device",
+    }
+    for name, value in changes.items():
+        if value is not None:
+            put(plain, keys[name], parse(value) if name == "ratio" else value)
+    if data is not None:
+        plain["data"] = _data(data, registry)
+    if backbone is not None:
+        given = plain.get("backbone", {})
+        kept = {key: given[key] for key in ("patch_size", "image_size", "position") if key in given}
+        registered = backbone in registry.classes("backbone")
+        plain["backbone"] = {"use": backbone} if registered else {**kept, "timm": backbone}
+    defaults = plain_of(Recipe())
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set: expected KEY=VALUE, got '{setting}'")
+        section = key.strip().split(".")[0]
+        if section not in plain and section in defaults:
+            plain[section] = defaults[section]  # a key set in a section that is open must not empty the section
+        put(plain, key.strip(), parse(value.strip()))
+    return plain
+
+
+def _data(text: str, registry: Registry) -> Any:
+    """--data: the name of a data set, or a folder of images."""
+    known = registry.classes("dataset")
+    if text in known:
+        return text
+    if Path(text).is_dir():
+        return {"use": "folder", "root": text}
+    from maskzoo.registry import nearest
+
+    raise RecipeError(f"recipe.data: '{text}' is neither a folder nor a data set; {nearest(text, known)}")
+
+
+@main.command(name="list")
+@click.argument("kinds", nargs=-1, metavar="[KIND]...")
+def list_(kinds: tuple[str, ...]) -> None:
+    """List what can be named in a recipe: strategies, schedules, backbones, objectives, datasets, evaluators."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from maskzoo.registry import KINDS, Registry, nearest
+
+    plurals = {f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s": kind for kind in KINDS}
+    unknown = [kind for kind in kinds if kind not in plurals]
+    if unknown:
+        raise RecipeError(f"no kind '{unknown[0]}'; {nearest(unknown[0], plurals)}")
+    registry = Registry()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for plural, kind in plurals.items():
+        if kinds and plural not in kinds:
+            continue
+        table.add_row(f"[bold]{plural}[/bold]")
+        for name, cls in registry.classes(kind).items():
+            owner = registry.owner(kind, name)
+            theirs = f" [dim]({owner.distribution} {owner.version})[/dim]" if owner and not owner.ours else ""
+            table.add_row(f"  {name}", first_line(cls) + theirs)
+    Console().print(table)
+
+
+@main.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Show what NAME is: its options, needs, default curriculum, paper and plugin."""
+    from rich.console import Console
+
+    from maskzoo.registry import KINDS, Registry, nearest
+
+    registry = Registry()
+    found = [(kind, registry.classes(kind)[name]) for kind in KINDS if name in registry.classes(kind)]
+    if not found:
+        for kind in KINDS:  # a clash of two plugins has a sentence of its own
+            if any(offer.name == name for plugin in registry.plugins for offer in plugin.offers if offer.kind == kind):
+                registry.find(kind, name)
+        known = [known for kind in KINDS for known in registry.classes(kind)]
+        raise RecipeError("; ".join([f"nothing is named '{name}'", nearest(name, known), *registry.broken()]))
+    console = Console()
+    for kind, cls in found:
+        console.print(description(kind, cls, registry.owner(kind, name)), highlight=False)
+
+
+def description(kind: str, cls: type, plugin: Any) -> Any:
+    """What `maskzoo show` prints of one class."""
+    import inspect
+
+    import attrs
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    lines: list[Any] = [f"[bold]{escape(cls.name)}[/bold], a {kind}", escape(inspect.getdoc(cls) or ""), ""]  # type: ignore[attr-defined]
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    for title, attribute in (
+        ("paper", "paper"),
+        ("needs", "needs"),
+        ("provides", "provides"),
+        ("learns", "learning"),
+        ("default curriculum", "default_curriculum"),
+    ):
+        value = getattr(cls, attribute, None)
+        if isinstance(value, frozenset):
+            value = ", ".join(sorted(value)) or "nothing"
+        if isinstance(value, str) and value:
+            facts.add_row(f"{title}  ", escape(value))
+    if kind == "strategy" and getattr(cls, "default_curriculum", None) is None:
+        facts.add_row("default curriculum  ", "none: it knows no hardness, or takes its parts'")
+    if plugin is not None:
+        facts.add_row("from  ", escape(plugin.owner))
+    lines.append(facts)
+    fields = [field for field in attrs.fields(cls) if field.init] if attrs.has(cls) else []
+    options = Table(box=None, pad_edge=False, show_header=False)
+    for field in fields:
+        words = escape(_type_words(field.type)), escape(_default_words(field.default))
+        options.add_row(f"  {field.name}  ", *words)
+    lines += ["", "[bold]options[/bold]" if fields else "no options", options]
+    return Group(*lines)
+
+
+def _type_words(wanted: Any) -> str:
+    words = wanted if isinstance(wanted, str) else getattr(wanted, "__name__", str(wanted))
+    return {"nn.ModuleList": "list of strategies", "ModuleList": "list of strategies"}.get(words, words)
+
+
+def _default_words(default: Any) -> str:
+    import attrs
+
+    if default is attrs.NOTHING:
+        return "required"
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        default = default.factory()
+    return f"= {default!r}"
+
+
+@main.command()
+def plugins() -> None:
+    """List every plugin, where it comes from, what it offers, and what is wrong with it."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from maskzoo.registry import Registry
+
+    registry, console = Registry(), Console()
+    table = Table("plugin", "distribution", "offers", box=None, pad_edge=False)
+    for plugin in registry.plugins:
+        offers = ", ".join(offer.name for offer in plugin.offers)
+        state = f"[red]could not be loaded: {escape(plugin.problem)}[/red]" if plugin.problem else escape(offers)
+        table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", state)
+    console.print(table)
+    for sentence in registry.clashes():
+        console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)
+
+
+def first_line(cls: type) -> str:
+    """The first sentence of a class's docstring."""
+    return (cls.__doc__ or "").strip().split("\n")[0]

@@ -1,0 +1,226 @@
+"""Image files in folders, labelled by the names of their folders or not at all."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import attrs
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from maskzoo.errors import DataError
+from maskzoo.protocols import Sample, Split, define
+from maskzoo.seeds import stream
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tiff", ".tif")
+# By content, not by name: misnamed files are common, and Pillow's rarer formats (PostScript!) have no business here.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+STATISTICS = {  # ImageNet's; grey is their weighted sum, and nothing is known of an alpha channel
+    1: ((0.459,), (0.226,)),
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    4: ((0.485, 0.456, 0.406, 0.5), (0.229, 0.224, 0.225, 0.5)),
+}
+PROBED = 32  # images that are asked for their size
+USUAL_SIZE = (224, 224)
+
+
+@attrs.frozen(eq=False)
+class ImageFiles:
+    """A split of image files, decoded at each lookup; a file that cannot be decoded raises DataError, naming it."""
+
+    files: Sequence[str]
+    labels: Sequence[int] | None
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = read_image(self.files[index], self.channels)
+        return Sample(image, None if self.labels is None else self.labels[index])
+
+    def subset(self, positions: Sequence[int]) -> ImageFiles:
+        """The images at `positions`."""
+        labels = None if self.labels is None else [self.labels[position] for position in positions]
+        return ImageFiles([self.files[position] for position in positions], labels, self.channels)
+
+
+@define
+class Folder:
+    """Your own images: a folder of class folders, or of unlabelled images, with or without train and test inside."""
+
+    name: ClassVar[str] = "folder"
+
+    root: str
+    size: int | tuple[int, int] | None = None  # height and width; unless given, the images' own if it is one, or 224
+    channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
+    flip: bool = True  # whether a mirrored image still shows the same
+
+    def __attrs_post_init__(self) -> None:
+        root = Path(self.root).expanduser()
+        check_folder(root)
+        train, test, classes = find_splits(root, self.channels)
+        self.train: Split = train
+        self.test: Split = test
+        self.classes: Sequence[str] | None = classes
+        if self.size is None:
+            self.size = common_size(train) or USUAL_SIZE
+        elif isinstance(self.size, int):
+            self.size = (self.size, self.size)
+        self.mean: Sequence[float]
+        self.std: Sequence[float]
+        self.mean, self.std = STATISTICS[self.channels]
+
+
+def check_folder(path: Path) -> None:
+    """Raise DataError unless `path` is a folder."""
+    if not path.exists():
+        raise DataError(f"'{path}' does not exist; `data.root` must name a folder of images")
+    if not path.is_dir():
+        raise DataError(f"'{path}' is a file; `data.root` must name a folder of images")
+
+
+def find_splits(root: Path, channels: int) -> tuple[ImageFiles, ImageFiles, Sequence[str] | None]:
+    """The training and test images under `root`, and their classes.
+
+    They are what the folders train and test (or val, or validation) hold. Without a folder train, every tenth image
+    of a labelled set is held out, always the same ones, and none of an unlabelled set. Raises DataError.
+    """
+    if not (root / "train").is_dir():
+        images, classes = find_images(root, channels)
+        if classes is None:
+            return images, images.subset([]), None
+        order = torch.randperm(len(images), generator=stream(0, "hold out")).tolist()
+        held_out = len(images) // 10
+        return images.subset(sorted(order[held_out:])), images.subset(sorted(order[:held_out])), classes
+
+    train, classes = find_images(root / "train", channels)
+    for name in ("test", "val", "validation"):
+        if (root / name).is_dir():
+            test, test_classes = find_images(root / name, channels, known=classes)
+            if (classes is None) != (test_classes is None):
+                labelled, loose = ("train", name) if test_classes is None else (name, "train")
+                raise DataError(f"'{root / labelled}' has class folders, '{root / loose}' has none; make them alike")
+            return train, test, classes
+    return train, train.subset([]), classes
+
+
+def find_images(
+    folder: Path, channels: int, known: Sequence[str] | None = None
+) -> tuple[ImageFiles, Sequence[str] | None]:
+    """The images under `folder` and their classes: the names of the folders directly in it that hold images.
+
+    Images directly in `folder` have no labels. Where classes are `known`, labels are positions among those. Raises
+    DataError where there are no images, both loose and in folders, or a class that is not known.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"'{folder}' cannot be listed ({error.strerror}); make it readable") from error
+    loose, folders = [], []
+    for entry in entries:
+        if entry.is_dir():
+            folders.append(entry)
+        elif is_image(entry.name):
+            loose.append(entry.path)
+    by_class = {entry.name: sorted(walk(entry.path)) for entry in folders if not entry.name.startswith(".")}
+    by_class = {name: files for name, files in by_class.items() if files}
+    if loose and by_class:
+        raise DataError(
+            f"'{folder}' holds both loose images ('{Path(loose[0]).name}') and folders of images "
+            f"('{next(iter(by_class))}'); a labelled set has folders only, an unlabelled one has none"
+        )
+    if loose:
+        return ImageFiles(loose, None, channels), None
+    if not by_class:
+        raise DataError(f"'{folder}' holds no images; these would be files that end in {', '.join(EXTENSIONS)}")
+    classes = list(by_class) if known is None else known
+    strange = [name for name in by_class if name not in classes]
+    if strange:
+        raise DataError(
+            f"'{folder}' has the class '{strange[0]}', which the training images do not have; "
+            f"theirs are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    files = [file for paths in by_class.values() for file in paths]
+    labels = [numbers[name] for name, paths in by_class.items() for _ in paths]
+    return ImageFiles(files, labels, channels), classes
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is one of the images; hidden files, such as those of macOS, are not."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def walk(folder: str) -> Iterator[str]:
+    """The image files at any depth, in no particular order; links are followed, each real folder is seen once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(place, name) for name in names if is_image(name))
+
+
+def common_size(split: ImageFiles) -> tuple[int, int] | None:
+    """The height and width that images evenly spread over the split share, if they do; unreadable ones are skipped."""
+    probed = min(PROBED, len(split))
+    sizes = set()
+    for position in range(probed):
+        try:
+            with opened(split.files[position * len(split) // probed]) as image:
+                sizes.add((image.height, image.width))
+        except DataError:  # its lookup will tell
+            continue
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+@contextmanager
+def opened(file: str) -> Iterator[Image.Image]:
+    """The image in `file`, its header read and its pixels not yet; Pillow's warnings are silenced meanwhile.
+
+    Whatever goes wrong with the image becomes a DataError that names the file: Pillow raises nearly everything.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                yield image
+        except DataError:
+            raise
+        except UnidentifiedImageError as error:
+            raise DataError(f"'{file}' is no image; mend or remove it") from error
+        except Exception as error:
+            raise DataError(f"'{file}' cannot be decoded ({error}); mend or remove it") from error
+
+
+def read_image(file: str, channels: int) -> Tensor:
+    """The image in `file` as uint8 [C, H, W]: grey, RGB or RGBA. Raises DataError, naming the file.
+
+    Pixels are taken as they are stored: an EXIF orientation is ignored, and so is transparency unless C is 4. Of an
+    animation the first frame counts. Grey of 16 bits is scaled to 8.
+    """
+    with opened(file) as image:
+        if image.mode.startswith(("I", "F")):
+            image = _eight_bits(image, file)
+        pixels = np.array(image.convert(MODES[channels]))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image, file: str) -> Image.Image:
+    """The grey image in 8 bits; Pillow would clip what is above 255."""
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise DataError(f"'{file}' has pixels of 32 bits, whose range nobody knows; convert it to 8 or 16 bits")
+    return Image.fromarray((pixels / 257).round().astype(np.uint8))

@@ -1,0 +1,109 @@
+"""Features of whole images from a trained backbone, pooled one declared way.
+
+Shapes: B images in a batch, M images, C channels, P prefix tokens, N patches, D channels of the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from maskzoo.data.batches import prepare
+from maskzoo.errors import ContractError, DataError
+from maskzoo.protocols import Dataset, Split
+from maskzoo.seeds import stream
+
+Pooling = Literal["mean", "class"]
+
+
+class WholeImages:
+    """A backbone that sees images unmasked, in eval mode and without gradient; an Encoder."""
+
+    def __init__(
+        self,
+        backbone: Any,  # an nn.Module and a Backbone, which Python's types cannot say together
+        dataset: Dataset,
+        size: tuple[int, int],
+        *,
+        pooling: Pooling = "mean",
+        batch_size: int = 256,
+        device: torch.device | str | None = None,  # where the backbone is; None: where its parameters are
+    ) -> None:
+        if pooling == "class" and backbone.prefix == 0:
+            raise ContractError(
+                f"backbone '{backbone.name}' has no class token, so features cannot be pooled from one; "
+                f'"mean" takes those of the patches'
+            )
+        self.dim: int = backbone.dim
+        self.backbone = backbone
+        self.size = size
+        self.pooling = pooling
+        self.batch_size = batch_size
+        if device is None:
+            device = next((parameter.device for parameter in backbone.parameters()), "cpu")
+        self.device = torch.device(device)
+        self._mean, self._std = tuple(dataset.mean), tuple(dataset.std)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features [B, D] float32, on the CPU, of prepared images [B, C, *size]."""
+        # no_grad and not inference_mode: a probe may be trained on what comes out.
+        with _evaluating(self.backbone), torch.no_grad():
+            latent = self.backbone(images.to(self.device))  # [B, P + N, D]
+        pooled = latent[:, 0] if self.pooling == "class" else latent[:, self.backbone.prefix :].float().mean(dim=1)
+        features: Tensor = pooled.to("cpu", torch.float32)
+        return features
+
+    def features(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Features [M, D] and labels [M] of a split, or of `images` of it, evenly spread; None without labels.
+
+        Images that cannot be read are left out; DataError if that leaves none.
+        """
+        chosen = evenly_spread(len(split), images)
+        features, labels, waiting = [torch.empty(0, self.dim)], [], []
+        problem: DataError | None = None
+        for position, index in enumerate(chosen, start=1):
+            try:
+                sample = split[index]
+            except DataError as error:
+                problem = problem or error
+            else:
+                waiting.append(prepare(sample.image, self.size, self._mean, self._std))
+                labels.append(sample.label)
+            if waiting and (len(waiting) == self.batch_size or position == len(chosen)):
+                features.append(self(torch.stack(waiting)))
+                waiting = []
+        if problem is not None and not labels:
+            raise DataError(f"none of {len(chosen)} images can be read: {problem}")
+        known = [label for label in labels if label is not None]
+        if len(known) < len(labels):
+            return torch.cat(features), None
+        return torch.cat(features), torch.tensor(known, dtype=torch.int64)
+
+
+def evenly_spread(total: int, wanted: int | None) -> list[int]:
+    """`wanted` of `total` positions in ascending order, always the same; all of them for None.
+
+    One from each of as many equal stretches, at random within: at fixed steps a set that lists its classes in turns
+    would show a few of them only.
+    """
+    if wanted is None or wanted >= total:
+        return list(range(total))
+    places = torch.rand(wanted, generator=stream(0, "evenly spread")).tolist()
+    edges = [position * total // wanted for position in range(wanted + 1)]
+    return [low + int(place * (high - low)) for place, low, high in zip(places, edges, edges[1:], strict=False)]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and then every part in the mode it was in, which need not be one for all."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

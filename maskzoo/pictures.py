@@ -1,0 +1,99 @@
+"""What a run shows: the same images at several moments of training, what was hidden of them, and how it was rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import matplotlib
+import numpy
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from maskzoo.mask import Mask
+
+HIDDEN = (0.20, 0.22, 0.27)  # the colour over hidden patches: in no photograph by chance, and dark in print
+INK = "#1f2430"
+ROW_TITLES = ("image", "what is seen", "rebuilt")
+
+
+@attrs.frozen(eq=False)
+class Moment:
+    """What was drawn at one step; all images [B, C, H, W] float in [0, 1]."""
+
+    step: int
+    factor: float | None  # None where the factor means nothing to the strategy
+    ratio: float
+    images: Tensor
+    seen: Tensor
+    rebuilt: Tensor
+
+    @property
+    def caption(self) -> str:
+        """The step and the dials, in words."""
+        dial = f"ratio {self.ratio:.2f}" if self.factor is None else f"factor {self.factor:+.2f}"
+        return f"step {self.step}\n{dial}"
+
+
+def covered(images: Tensor, mask: Mask, grid: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
+    """Images [B, C, H, W] in [0, 1] as colour [B, 3, H, W], with the hidden patches under a flat colour."""
+    hidden = mask.enlarge(grid, patch).hidden.view(-1, 1, *images.shape[2:])
+    flat = torch.tensor(HIDDEN, device=images.device).view(1, 3, 1, 1)
+    return torch.where(hidden, flat, coloured(images))
+
+
+def coloured(images: Tensor) -> Tensor:
+    """Images of any number of channels as [B, 3, H, W]: grey is repeated, of more than three the first are shown."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] < 3 else images[:, :3]
+
+
+def draw_moment(moment: Moment, path: Path, note: str = "") -> None:
+    """One PNG of three rows: the images, what is seen of them, and what the model makes of that."""
+    rows = [moment.images, moment.seen, moment.rebuilt]
+    _draw(rows, list(ROW_TITLES), path, title=moment.caption.replace("\n", ", "), note=note)
+
+
+def draw_curriculum(moments: Sequence[Moment], path: Path, title: str, note: str = "") -> None:
+    """One PNG of the whole run: the images, then what was seen of them at each moment, from first to last."""
+    rows = [moments[0].images, *(moment.seen for moment in moments)]
+    titles = ["image", *(moment.caption for moment in moments)]
+    _draw(rows, titles, path, title=title, note=note)
+
+
+def _draw(rows: Sequence[Tensor], titles: Sequence[str], path: Path, title: str, note: str) -> None:
+    with matplotlib.rc_context({"font.size": 9, "font.family": "DejaVu Sans", "text.color": INK}):
+        columns = len(rows[0])
+        figure = Figure(figsize=(1.25 + columns, 0.45 + len(rows) + (0.25 if note else 0.0)), dpi=130)
+        figure.patch.set_facecolor("white")
+        top = 1 - 0.40 / figure.get_figheight()
+        grid = figure.add_gridspec(
+            len(rows),
+            columns,
+            left=1.2 / figure.get_figwidth(),
+            right=0.995,
+            top=top,
+            bottom=(0.28 if note else 0.05) / figure.get_figheight(),
+            wspace=0.05,
+            hspace=0.05,
+        )
+        for number, (images, row_title) in enumerate(zip(rows, titles, strict=True)):
+            for column, image in enumerate(coloured(images)):
+                axes = figure.add_subplot(grid[number, column])
+                axes.imshow(_pixels(image), interpolation="nearest")
+                axes.set_axis_off()
+                if column == 0:
+                    axes.text(-0.12, 0.5, row_title, transform=axes.transAxes, ha="right", va="center")
+        figure.text(0.01, 1 - 0.12 / figure.get_figheight(), title, ha="left", va="top", fontweight="bold")
+        if note:
+            figure.text(0.01, 0.08 / figure.get_figheight(), note, ha="left", va="bottom", fontsize=7.5)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".part")
+        figure.savefig(beside, format="png")
+        beside.replace(path)
+
+
+def _pixels(image: Tensor) -> numpy.ndarray:
+    pixels: numpy.ndarray = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels

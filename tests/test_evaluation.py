@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+
+from maskzoo.data.batches import prepare
+from maskzoo.data.digits import Digits, ImagesInMemory
+from maskzoo.errors import ContractError, DataError
+from maskzoo.evaluation import maskzoo_evaluators
+from maskzoo.evaluation.features import WholeImages, evenly_spread
+from maskzoo.evaluation.knn import KNearestNeighbours, vote
+from maskzoo.protocols import Sample
+
+
+class Patches(nn.Module):
+    """A backbone whose latent is its class and register token and each patch's pixels, normalised by batch."""
+
+    name = "patches"
+
+    def __init__(self, channels: int = 1, prefix: int = 2) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.dim = channels * 16
+        self.norm = nn.BatchNorm2d(channels)
+        self.frozen = nn.Dropout(0.5)
+        self.tokens = nn.Parameter(torch.full((prefix, self.dim), 100.0))
+
+    def forward(self, images: Tensor, mask: object = None) -> Tensor:
+        assert mask is None
+        pixels = nn.functional.unfold(self.frozen(self.norm(images)), 4, stride=4).transpose(1, 2)  # [B, N, D]
+        return torch.cat([self.tokens.expand(len(images), -1, -1), pixels], dim=1)
+
+
+class Pixels:
+    """An encoder that passes images through."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    def features(self, split: Any, images: int | None = None) -> tuple[Tensor, Tensor | None]:
+        chosen = evenly_spread(len(split), images)
+        labels = [split[index].label for index in chosen]
+        values = torch.stack([split[index].image.flatten().float() - 127 for index in chosen])
+        return values, None if None in labels else torch.tensor(labels)
+
+
+@attrs.define(eq=False)
+class Points:
+    """A data set of images [1, 4, 4]."""
+
+    train: Any
+    test: Any
+    classes: Sequence[str] | None = ("a", "b", "c")
+    name: str = "points"
+    channels: int = 1
+    size: tuple[int, int] = (8, 8)
+    flip: bool = False
+    mean: Sequence[float] = (0.5,)
+    std: Sequence[float] = (0.5,)
+
+
+@attrs.define(eq=False)
+class Album:
+    """A split of which some cannot be read."""
+
+    images: Tensor
+    broken: frozenset[int] = frozenset()
+    labelled: bool = True
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.broken:
+            raise DataError(f"'{index}.jpg' cannot be decoded")
+        return Sample(self.images[index], index if self.labelled else None)
+
+
+def points(signal: float) -> Points:
+    """Three classes, whose images are noise with `signal` times a picture of their own."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(3, 1, 4, 4, generator=generator)
+
+    def split(images: int) -> ImagesInMemory:
+        labels = torch.arange(images) % 3
+        values = 127 + 20 * (signal * pictures[labels] + torch.randn(images, 1, 4, 4, generator=generator))
+        return ImagesInMemory(values.round().clamp(0, 255).to(torch.uint8), labels)
+
+    return Points(split(300), split(150))
+
+
+def images(count: int, size: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 1, size, size), dtype=torch.uint8, generator=generator)
+
+
+# ------------------------------------------------------------------------------------------------------------ features
+def test_mean_features_leave_the_prefix_out_and_class_features_are_the_first_token() -> None:
+    dataset = Points(Album(images(5)), Album(images(0)))
+    backbone = Patches().eval()
+    prepared = torch.stack([prepare(image, (8, 8), (0.5,), (0.5,)) for image in images(5)])
+    expected = nn.functional.unfold(backbone.norm(prepared), 4, stride=4).mean(dim=2)
+    features, labels = WholeImages(backbone, dataset, (8, 8), batch_size=2).features(dataset.train)
+    assert torch.allclose(features, expected, atol=1e-5)
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+    assert WholeImages(backbone, dataset, (8, 8), pooling="class")(prepared).eq(100).all()
+
+
+def test_class_features_need_a_class_token() -> None:
+    dataset = Points(Album(images(1)), Album(images(0)))
+    with pytest.raises(ContractError, match="'patches' has no class token"):
+        WholeImages(Patches(prefix=0), dataset, (8, 8), pooling="class")
+    assert WholeImages(Patches(prefix=0), dataset, (8, 8)).features(dataset.train)[0].shape == (1, 16)
+
+
+def test_features_leave_the_backbone_as_it_was_part_by_part() -> None:
+    dataset = Points(Album(images(4)), Album(images(0)))
+    backbone = Patches()
+    backbone.frozen.eval()
+    before = {name: values.clone() for name, values in backbone.state_dict().items()}
+    first, _ = WholeImages(backbone, dataset, (8, 8)).features(dataset.train)
+    assert (backbone.training, backbone.norm.training, backbone.frozen.training) == (True, True, False)
+    assert all(torch.equal(values, before[name]) for name, values in backbone.state_dict().items())
+    assert torch.equal(first, WholeImages(backbone, dataset, (8, 8)).features(dataset.train)[0])
+
+
+def test_a_failing_backbone_is_put_back_into_its_mode_too() -> None:
+    dataset = Points(Album(images(1)), Album(images(0)))
+    backbone = Patches()
+    with pytest.raises(RuntimeError):
+        WholeImages(backbone, dataset, (8, 8))(torch.zeros(1, 3, 8, 8))
+    assert backbone.norm.training
+
+
+def test_features_can_be_learnt_from_and_are_float32() -> None:
+    dataset = Points(Album(images(3)), Album(images(0)))
+    features, _ = WholeImages(Patches().to(torch.bfloat16), dataset, (8, 8))(torch.zeros(2, 1, 8, 8).bfloat16()), None
+    assert features.dtype == torch.float32
+    assert not features.requires_grad
+    nn.Linear(16, 2)(features).sum().backward()
+
+
+def test_broken_images_are_left_out_of_features_with_their_labels() -> None:
+    whole = Album(images(6))
+    holed = Album(images(6), frozenset([0, 5]))
+    dataset = Points(holed, Album(images(0)))
+    encoder = WholeImages(Patches(), dataset, (8, 8), batch_size=2)
+    features, labels = encoder.features(holed)
+    assert labels is not None
+    assert labels.tolist() == [1, 2, 3, 4]
+    assert torch.allclose(features, encoder.features(whole)[0][1:5])
+    with pytest.raises(DataError, match=r"none of 6 images.*0\.jpg"):
+        encoder.features(Album(images(6), frozenset(range(6))))
+
+
+def test_features_without_labels_and_of_an_empty_split() -> None:
+    dataset = Points(Album(images(3), labelled=False), Album(images(0)))
+    encoder = WholeImages(Patches(), dataset, (8, 8))
+    assert encoder.features(dataset.train)[1] is None
+    features, _ = encoder.features(dataset.test)
+    assert features.shape == (0, 16)
+
+
+def test_features_of_images_that_differ_in_size() -> None:
+    class Mixed(Album):
+        def __getitem__(self, index: int) -> Sample:
+            return Sample(images(1, 8 + 3 * index)[0], 0)
+
+    dataset = Points(Mixed(images(4)), Album(images(0)))
+    assert WholeImages(Patches(), dataset, (8, 8)).features(dataset.train)[0].shape == (4, 16)
+
+
+def test_a_part_of_a_split_is_spread_over_it_without_repeats_and_always_the_same() -> None:
+    for total, wanted in ((10, 3), (10, 9), (1000, 100), (7, 7), (3, 10), (0, 5), (5, None)):
+        chosen = evenly_spread(total, wanted)
+        assert len(chosen) == min(total, total if wanted is None else wanted)
+        assert chosen == sorted(set(chosen))
+        assert all(0 <= index < total for index in chosen)
+        assert chosen == evenly_spread(total, wanted)
+    assert np.diff([0, *evenly_spread(1000, 100), 999]).max() < 20
+    assert len({index % 10 for index in evenly_spread(1000, 100)}) == 10  # classes that take turns
+
+
+# ----------------------------------------------------------------------------------------------------------------- knn
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (7, 0.07), (20, 0.5), (300, 0.2)])
+def test_knn_agrees_with_scikit_learn(k: int, temperature: float) -> None:
+    dataset = points(signal=0.5)
+    encoder = Pixels(16)
+    train, labels = encoder.features(dataset.train)
+    test, truth = encoder.features(dataset.test)
+    theirs = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / temperature)
+    ).fit(train.double().numpy(), labels)
+    expected = theirs.predict(test.double().numpy())
+    assert (vote(train, labels, test, k=k, temperature=temperature).numpy() == expected).mean() > 0.99
+    (result,) = KNearestNeighbours(k=k, temperature=temperature, images=None)(encoder, dataset)
+    assert result == ("top1", pytest.approx((expected == truth.numpy()).mean(), abs=0.01))
+
+
+def test_knn_tells_separable_features_from_noise() -> None:
+    assert dict(KNearestNeighbours()(Pixels(16), points(signal=4.0)))["top1"] > 0.98
+    assert dict(KNearestNeighbours()(Pixels(16), points(signal=0.0)))["top1"] < 0.5
+
+
+def test_knn_recognises_digits_by_their_pixels() -> None:
+    digits = Digits(upsample=8)
+    assert dict(KNearestNeighbours(k=5)(Pixels(64), digits))["top1"] > 0.95
+
+
+def test_knn_in_chunks_is_knn(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = points(signal=1.0)
+    (whole,) = KNearestNeighbours()(Pixels(16), dataset)
+    monkeypatch.setattr("maskzoo.evaluation.knn.SIMILARITIES", 1000)
+    (chunked,) = KNearestNeighbours()(Pixels(16), dataset)
+    assert chunked == whole
+
+
+def test_knn_takes_no_more_neighbours_than_there_are_and_no_more_images_than_asked_for() -> None:
+    dataset = points(signal=4.0)
+    (result,) = KNearestNeighbours(k=10_000, images=60)(Pixels(16), dataset)
+    assert result[1] > 0.9
+
+
+def test_a_low_temperature_is_the_nearest_neighbour_and_does_not_overflow() -> None:
+    dataset = points(signal=1.0)
+    train, labels = Pixels(16).features(dataset.train)
+    test, _ = Pixels(16).features(dataset.test)
+    nearest = vote(train, labels, test, k=1, temperature=0.07)
+    assert torch.equal(vote(train, labels, test, k=20, temperature=1e-6), nearest)
+
+
+def test_without_labels_or_test_images_knn_has_nothing_to_say() -> None:
+    dataset = points(signal=1.0)
+    encoder = Pixels(16)
+    assert list(KNearestNeighbours()(encoder, attrs.evolve(dataset, classes=None))) == []
+    assert list(KNearestNeighbours()(encoder, attrs.evolve(dataset, test=Album(images(0, 4))))) == []
+    assert list(KNearestNeighbours()(encoder, attrs.evolve(dataset, train=Album(images(5, 4), labelled=False)))) == []
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"temperature": 0.0}, {"images": 0}])
+def test_options_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        KNearestNeighbours(**options)
+
+
+def test_the_hook_offers_knn() -> None:
+    assert [cls.name for cls in maskzoo_evaluators()] == ["knn"]
