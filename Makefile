@@ -1,0 +1,29 @@
+# Everything from a fresh clone: `make train` runs the main job, `make test` every check.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test check fast slow clean
+
+train: .venv/installed
+	$(BIN)/maskzoo train --masker clmae --schedule partner-neutral-adversary
+
+test: check fast slow
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fast: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv
