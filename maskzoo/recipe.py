@@ -298,7 +298,7 @@ def _plain_converter() -> cattrs.Converter:
     for kind, check in _SCALARS.items():
         converter.register_structure_hook(kind, check)
     converter.register_structure_hook_func(_is_union, lambda value, wanted: _one_of(converter, value, wanted))
-    converter.register_structure_hook_func(lambda wanted: get_origin(wanted) in (Literal,), _literal)
+    converter.register_structure_hook_func(_is_literal, _literal)
     return converter
 
 
@@ -343,6 +343,11 @@ def _one_of(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
 
 def _is_schedule(wanted: Any) -> bool:
     return wanted is CurriculumSchedule
+
+
+def _is_literal(wanted: Any) -> bool:
+    origin: Any = get_origin(wanted)  # for mypy, which takes it for a ParamSpec
+    return origin is Literal
 
 
 def _literal(value: Any, wanted: Any) -> Any:
