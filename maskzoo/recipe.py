@@ -281,6 +281,8 @@ class _Maker:
             raise _At("curriculum", problem) from problem
 
     def _parts(self, value: Any) -> list[Part]:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"expected a list of strategies, got {value!r}")
         return self.converter.structure(value, list[Part])
 
 

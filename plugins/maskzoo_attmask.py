@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import attrs
@@ -47,11 +48,13 @@ class AttMask(RankedStrategy):
         if revealed == 0:
             return super().scores(context)
         attention = self.hardness(context)
-        scores = self.ranked(context, attention)
         eligible = int(self.hints * context.patches)
         most = Mask.hide_top(attention, eligible, ties=context.noise(name="hint ties"))
         drawn = Mask.hide_top(context.noise(name="hints") + most.hidden, revealed)
-        return torch.where(drawn.hidden, -1.0, scores)
+        # Out of the ranking, so that the next in rank are hidden in their place, and below all noise.
+        last = math.inf if context.factor > 0 else -math.inf
+        scores = self.ranked(context, attention.masked_fill(drawn.hidden, last))
+        return scores.masked_fill(drawn.hidden, -1.0)
 
 
 @hookimpl

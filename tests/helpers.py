@@ -1,0 +1,125 @@
+"""Tiny real models and made-up data for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from maskzoo import Recipe, Registry, Sample, Session
+from maskzoo.build import build
+from maskzoo.protocols import Batch
+from maskzoo.recipe import make
+
+REGISTRY = Registry()
+TINY_BACKBONE = {
+    "timm": "vit_tiny_patch16_224",
+    "patch_size": 4,
+    "position": "sin-cos",
+    "options": {"embed_dim": 24, "depth": 2, "num_heads": 2},
+}
+TINY_OBJECTIVE = {"use": "reconstruct", "decoder_dim": 16, "decoder_depth": 1}
+
+
+@attrs.define(eq=False)
+class Images:
+    """A data set of images [M, C, H, W] uint8 in memory; it matches the protocols of a data set and of its splits."""
+
+    name = "images"
+    images: Tensor
+    labels: list[int] | None = None
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.images[index], None if self.labels is None else self.labels[index])
+
+    @property
+    def train(self) -> Images:
+        return self
+
+    @property
+    def test(self) -> Images:
+        return self
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return tuple(self.images.shape[2:])
+
+    @property
+    def classes(self) -> list[str] | None:
+        return None if self.labels is None else [str(label) for label in sorted(set(self.labels))]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return (0.5,) * self.channels
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return (0.25,) * self.channels
+
+
+def noise_images(
+    count: int = 32, channels: int = 3, height: int = 32, width: int = 32, labelled: bool = False
+) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
+    return Images(images, [index % 3 for index in range(count)] if labelled else None)
+
+
+def tiny_recipe(strategy: Any = "random", **sections: Any) -> Recipe:
+    """A recipe of a tiny model; keyword arguments replace sections, `masking` is merged with the strategy."""
+    masking = {"strategy": strategy, **sections.pop("masking", {})}
+    plain = {"backbone": TINY_BACKBONE, "objective": TINY_OBJECTIVE, "masking": masking, "train": {"steps": 4}}
+    return Recipe.from_plain({**plain, **sections})
+
+
+def tiny_session(strategy: Any = "random", dataset: Images | None = None, **sections: Any) -> Session:
+    dataset = noise_images() if dataset is None else dataset
+    return build(tiny_recipe(strategy, **sections), dataset, REGISTRY, steps_in_epoch=4)
+
+
+def strategy_of(use: Any, objective: Any = None) -> Any:
+    """A live strategy, set up on an objective if one is given."""
+    strategy = make(REGISTRY, "strategy", use, "strategy")
+    if objective is not None:
+        strategy.setup(objective)
+    return strategy
+
+
+def tiny_objective(channels: int = 3, size: tuple[int, int] = (32, 32), **options: Any) -> Any:
+    backbone = make(
+        REGISTRY, "backbone", {"use": "vit", **TINY_BACKBONE}, "backbone", channels=channels, data_size=list(size)
+    )
+    objective = make(REGISTRY, "objective", {**TINY_OBJECTIVE, **options}, "objective")
+    objective.setup(backbone)
+    return objective
+
+
+def random_images(count: int = 6, channels: int = 3, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:
+    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def random_batches(steps: int, count: int = 6, seed: int = 0, **shape: int) -> Iterator[Batch]:
+    for step in range(steps):
+        yield Batch(random_images(count, seed=seed + step, **shape), None, torch.arange(count))
+
+
+def state_of(module: Any) -> Mapping[str, Tensor]:
+    """A copy of a module's state, to compare with later."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same_state(module: Any, before: Mapping[str, Tensor]) -> bool:
+    """Whether nothing has changed, to the bit."""
+    after = module.state_dict()
+    return before.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in before.items())
