@@ -54,7 +54,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # a truncated file fails in as many ways as there are bytes
-        raise RecipeError(f"the checkpoint '{path}' cannot be read: {str(problem).splitlines()[0]}") from problem
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise RecipeError(f"the checkpoint '{path}' cannot be read: {reason}") from problem
     return state
 
 
