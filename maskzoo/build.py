@@ -26,7 +26,7 @@ from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
 from maskzoo.train import Session
 
-RATIO_SAMPLES = 1001  # points of training at which a moving ratio is looked at beforehand
+SAMPLES = 1001
 
 
 def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoch: int) -> Session:
@@ -62,6 +62,7 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
     ratio = schedule(recipe.masking.ratio, "recipe.masking.ratio")
     least = check_ratio(ratio, strategy, math.prod(objective.backbone.grid))
     curriculum = schedule(choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum")
+    refuse_meaningless(curriculum, strategy)
     lr = schedule(recipe.optimizer.lr, "recipe.optimizer.lr")
     own = recipe.masking.optimizer or recipe.optimizer
     strategy_lr = schedule(own.lr, "recipe.masking.optimizer.lr")
@@ -144,19 +145,23 @@ def _adapter(name: str, registry: Registry) -> str:
 
 def choose_curriculum(masking: MaskingRecipe, strategy: MaskingStrategy) -> Use:
     """The schedule of the factor: the recipe's, or the strategy's own, or 0 where the factor means nothing."""
-    if masking.curriculum is None:
-        return 0.0 if strategy.default_curriculum is None else strategy.default_curriculum
-    if strategy.default_curriculum is None and masking.curriculum != describe_neutral():
+    if masking.curriculum is not None:
+        return masking.curriculum
+    return 0.0 if strategy.default_curriculum is None else strategy.default_curriculum
+
+
+def refuse_meaningless(curriculum: CurriculumSchedule, strategy: MaskingStrategy) -> None:
+    """Refuse a curriculum that a strategy cannot follow; neutral is what it does anyway."""
+    if strategy.default_curriculum is None and any(curriculum(progress) for progress in samples()):
         raise RecipeError(
             f"recipe.masking.curriculum: strategy '{strategy.name}' knows no hardness, so a curriculum means nothing "
             "to it; its dial is the ratio, e.g. --ratio linear:0.5:0.75"
         )
-    return masking.curriculum
 
 
-def describe_neutral() -> dict[str, Any]:
-    """What a resolved recipe says where the factor means nothing."""
-    return {"use": "constant", "value": 0.0}
+def samples() -> list[float]:
+    """Points of progress, close together, at which a schedule is looked at beforehand."""
+    return [sample / (SAMPLES - 1) for sample in range(SAMPLES)]
 
 
 def check_needs(strategy: MaskingStrategy, objective: Objective, dataset: Dataset) -> None:
@@ -182,7 +187,7 @@ def check_ratio(ratio: CurriculumSchedule, strategy: MaskingStrategy, patches: i
     Returns the least number of patches to hide and to show: 1 for a moving ratio, whose count is clamped to that.
     """
     path = "recipe.masking.ratio"
-    values = sorted({ratio(sample / (RATIO_SAMPLES - 1)) for sample in range(RATIO_SAMPLES)})
+    values = sorted({ratio(progress) for progress in samples()})
     if values[0] < 0 or values[-1] >= 1:
         wrong = values[0] if values[0] < 0 else values[-1]
         raise RecipeError(f"{path}: the share of hidden patches must be at least 0 and less than 1, got {wrong:g}")

@@ -184,12 +184,13 @@ def description(kind: str, cls: type, plugin: Any) -> Any:
     """What `maskzoo show` prints of one class."""
     import inspect
 
-    import attrs
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
 
-    lines: list[Any] = [f"[bold]{escape(cls.name)}[/bold], a {kind}", escape(inspect.getdoc(cls) or ""), ""]  # type: ignore[attr-defined]
+    about = "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(cls) or "").split("\n\n"))
+    article = "an" if kind[0] in "aeo" else "a"
+    lines: list[Any] = [f"[bold]{escape(cls.name)}[/bold], {article} {kind}", escape(about), ""]  # type: ignore[attr-defined]
     facts = Table(box=None, pad_edge=False, show_header=False)
     for title, attribute in (
         ("paper", "paper"),
@@ -204,17 +205,24 @@ def description(kind: str, cls: type, plugin: Any) -> Any:
         if isinstance(value, str) and value:
             facts.add_row(f"{title}  ", escape(value))
     if kind == "strategy" and getattr(cls, "default_curriculum", None) is None:
-        facts.add_row("default curriculum  ", "none: it knows no hardness, or takes its parts'")
+        whose = "that of its parts" if any(field.name == "parts" for field in _options(cls)) else "none: no hardness"
+        facts.add_row("default curriculum  ", whose)
     if plugin is not None:
         facts.add_row("from  ", escape(plugin.owner))
     lines.append(facts)
-    fields = [field for field in attrs.fields(cls) if field.init] if attrs.has(cls) else []
+    fields = _options(cls)
     options = Table(box=None, pad_edge=False, show_header=False)
     for field in fields:
         words = escape(_type_words(field.type)), escape(_default_words(field.default))
         options.add_row(f"  {field.name}  ", *words)
     lines += ["", "[bold]options[/bold]" if fields else "no options", options]
     return Group(*lines)
+
+
+def _options(cls: type) -> list[Any]:
+    import attrs
+
+    return [field for field in attrs.fields(cls) if field.init] if attrs.has(cls) else []
 
 
 def _type_words(wanted: Any) -> str:

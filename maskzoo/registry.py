@@ -30,6 +30,7 @@ HOOKS: dict[Kind, str] = {
     "evaluator": "maskzoo_evaluators",
 }
 GROUP = "maskzoo"
+LIKE = 0.6  # of two names, 1 being equal, from which one is offered for the other
 OURS = "maskzoo"  # the distribution whose names always win
 
 
@@ -145,9 +146,14 @@ class Registry:
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint at what was meant: the nearest of the known names, or all of them."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"did you mean '{close[0]}'?"
+
+    def likeness(other: str) -> float:
+        """Also to the beginning of a longer name: 'vit_tinny' is meant for 'vit_tiny_patch16_224'."""
+        return max(difflib.SequenceMatcher(None, name, text).ratio() for text in (other, other[: len(name)]))
+
+    best = max(known, key=lambda other: (likeness(other), -len(other)), default="")
+    if best and likeness(best) >= LIKE:
+        return f"did you mean '{best}'?"
     return "known: " + ", ".join(known) if known else "none is known"
 
 
