@@ -15,10 +15,10 @@ check: .venv/installed
 	$(BIN)/mypy
 
 fast: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest --quiet --numprocesses 2 -m "not slow"
 
 slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --quiet --numprocesses 2 -m slow
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import attrs
-import timm
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from torch import nn
 
+from maskzoo.backbones import skeleton
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.protocols import (
     Backbone,
@@ -63,10 +63,10 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
     least = check_ratio(ratio, strategy, math.prod(objective.backbone.grid))
     curriculum = schedule(choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum")
     refuse_meaningless(curriculum, strategy)
-    lr = schedule(recipe.optimizer.lr, "recipe.optimizer.lr")
+    lr = within(schedule(recipe.optimizer.lr, "recipe.optimizer.lr"), "recipe.optimizer.lr", 0.0)
     own = recipe.masking.optimizer or recipe.optimizer
-    strategy_lr = schedule(own.lr, "recipe.masking.optimizer.lr")
-    decay = schedule(recipe.teacher.decay, "recipe.teacher.decay")
+    strategy_lr = within(schedule(own.lr, "recipe.masking.optimizer.lr"), "recipe.masking.optimizer.lr", 0.0)
+    decay = within(schedule(recipe.teacher.decay, "recipe.teacher.decay"), "recipe.teacher.decay", 0.0, 1.0)
 
     joint = [learner for learner in strategy.learners() if learner.learning == "joint"]
     alternate = [learner for learner in strategy.learners() if learner.learning == "alternate"]
@@ -107,7 +107,9 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
 def make_backbone(use: Use, dataset: Dataset, registry: Registry) -> Backbone:
     """The backbone of a recipe, fitted to the data's channels and size; a timm name finds its adapter by itself."""
     path = "recipe.backbone"
-    table = {"timm": use} if isinstance(use, str) else dict(use) if not isinstance(use, float | int) else {}
+    table = {"use": use} if isinstance(use, str) else dict(use) if not isinstance(use, float | int) else {}
+    if "timm" not in table and isinstance(table.get("use"), str) and table["use"] not in registry.classes("backbone"):
+        table["timm"] = table.pop("use")  # a timm model is named as shortly as anything else
     if "use" not in table:
         if not isinstance(table.get("timm"), str):
             raise RecipeError(f"{path}: give `timm`, the name of a timm model, or `use`, that of a registered backbone")
@@ -124,14 +126,9 @@ def make_backbone(use: Use, dataset: Dataset, registry: Registry) -> Backbone:
 
 def _adapter(name: str, registry: Registry) -> str:
     try:
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=0)
-    except RuntimeError as problem:
-        if "Unknown model" not in str(problem):
-            raise RecipeError(f"recipe.backbone.timm: timm cannot build '{name}': {problem}") from problem
-        hint = nearest(name, timm.list_models())
-        hint = hint if hint.startswith("did") else "timm.list_models() lists them"
-        raise RecipeError(f"recipe.backbone.timm: no timm model named '{name}'; {hint}") from None
+        model = skeleton(name)
+    except RecipeError as problem:
+        raise RecipeError(f"recipe.backbone.timm: {problem}") from None
     adapters = registry.classes("backbone")
     for adapter, cls in adapters.items():
         adapts = getattr(cls, "adapts", None)
@@ -157,6 +154,15 @@ def refuse_meaningless(curriculum: CurriculumSchedule, strategy: MaskingStrategy
             f"recipe.masking.curriculum: strategy '{strategy.name}' knows no hardness, so a curriculum means nothing "
             "to it; its dial is the ratio, e.g. --ratio linear:0.5:0.75"
         )
+
+
+def within(schedule: CurriculumSchedule, path: str, low: float, high: float = math.inf) -> CurriculumSchedule:
+    """The schedule itself, if none of its values leaves [low, high]."""
+    for progress in samples():
+        if not low <= schedule(progress) <= high:
+            bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise RecipeError(f"{path}: must be {bounds}, got {schedule(progress):g} at progress {progress:g}")
+    return schedule
 
 
 def samples() -> list[float]:
@@ -242,8 +248,8 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as problem:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as problem:  # NotImplementedError is a RuntimeError
         reason = str(problem).splitlines()[0]
         raise RecipeError(f"recipe.train.device: '{name}' cannot be used here: {reason}") from None
     return device
@@ -253,6 +259,8 @@ def _set_up(path: str, made: Any, sizes: Any) -> None:
     """Run a plugin's setup; what it finds wrong with the sizes is said with its path."""
     try:
         made.setup(sizes)
+    except RecipeError as problem:
+        raise RecipeError(f"{path}.{problem.key}: {problem}" if problem.key else f"{path}: {problem}") from problem
     except (MaskZooError, ValueError) as problem:
         raise RecipeError(f"{path}: {problem}") from problem
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ def changed(recipe: Path | None, registry: Registry, settings: tuple[str, ...], 
     }
     for name, value in changes.items():
         if value is not None:
-            put(plain, keys[name], parse(value) if name == "ratio" else value)
+            put(plain, keys[name], parse(value) if name in ("ratio", "schedule") else value)
     if data is not None:
         plain["data"] = _data(data, registry)
     if backbone is not None:
@@ -114,7 +115,7 @@ def changed(recipe: Path | None, registry: Registry, settings: tuple[str, ...], 
         key, equals, value = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set: expected KEY=VALUE, got '{setting}'")
-        section = key.strip().split(".")[0]
+        section = re.split(r"[.\[]", key.strip())[0]
         if section not in plain and section in defaults:
             plain[section] = defaults[section]  # a key set in a section that is open must not empty the section
         put(plain, key.strip(), parse(value.strip()))
@@ -138,6 +139,7 @@ def _data(text: str, registry: Registry) -> Any:
 def list_(kinds: tuple[str, ...]) -> None:
     """List what can be named in a recipe: strategies, schedules, backbones, objectives, datasets, evaluators."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from maskzoo.registry import KINDS, Registry, nearest
@@ -154,8 +156,8 @@ def list_(kinds: tuple[str, ...]) -> None:
         table.add_row(f"[bold]{plural}[/bold]")
         for name, cls in registry.classes(kind).items():
             owner = registry.owner(kind, name)
-            theirs = f" [dim]({owner.distribution} {owner.version})[/dim]" if owner and not owner.ours else ""
-            table.add_row(f"  {name}", first_line(cls) + theirs)
+            theirs = f" [dim]({escape(owner.distribution)} {owner.version})[/dim]" if owner and not owner.ours else ""
+            table.add_row(f"  {escape(name)}", escape(first_line(cls)) + theirs)
     Console().print(table)
 
 
@@ -188,9 +190,10 @@ def description(kind: str, cls: type, plugin: Any) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
+    from maskzoo.registry import indefinite
+
     about = "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(cls) or "").split("\n\n"))
-    article = "an" if kind[0] in "aeo" else "a"
-    lines: list[Any] = [f"[bold]{escape(cls.name)}[/bold], {article} {kind}", escape(about), ""]  # type: ignore[attr-defined]
+    lines: list[Any] = [f"[bold]{escape(cls.name)}[/bold], {indefinite(kind)}", escape(about), ""]  # type: ignore[attr-defined]
     facts = Table(box=None, pad_edge=False, show_header=False)
     for title, attribute in (
         ("paper", "paper"),
@@ -202,6 +205,8 @@ def description(kind: str, cls: type, plugin: Any) -> Any:
         value = getattr(cls, attribute, None)
         if isinstance(value, frozenset):
             value = ", ".join(sorted(value)) or "nothing"
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} = {option!r}" for key, option in value.items())
         if isinstance(value, str) and value:
             facts.add_row(f"{title}  ", escape(value))
     if kind == "strategy" and getattr(cls, "default_curriculum", None) is None:

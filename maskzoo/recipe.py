@@ -27,7 +27,7 @@ from torch import nn
 
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.protocols import CurriculumSchedule, Part
-from maskzoo.registry import Kind, Registry, nearest
+from maskzoo.registry import Kind, Registry, indefinite, nearest
 
 Use = str | float | Mapping[str, Any]
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class OptimizerRecipe:
     """How parameters are moved: any of timm's optimizers."""
 
     use: str = "adamw"
-    lr: Use = attrs.field(factory=lambda: {"use": "cosine", "start": 1.5e-3, "end": 0.0, "warmup": 0.05})  # absolute
+    lr: Use = attrs.field(factory=lambda: {"use": "cosine", "start": 1.5e-3, "end": 5e-4, "warmup": 0.05})  # absolute
     weight_decay: float = attrs.field(default=0.05, validator=attrs.validators.ge(0))  # not on vectors and biases
     betas: tuple[float, float] = (0.9, 0.95)
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm's create_optimizer_v2
@@ -78,15 +78,17 @@ class AugmentRecipe:
 class TrainRecipe:
     """How long, with what, and what is kept."""
 
-    epochs: int = attrs.field(default=30, validator=positive)
+    epochs: int = attrs.field(default=8, validator=positive)
     steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))  # overrides epochs
-    batch_size: int = attrs.field(default=64, validator=positive)
+    batch_size: int = attrs.field(default=16, validator=positive)
     seed: int = 0
     device: str = "auto"  # cuda, mps or cpu, whichever is there first
     workers: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
     checkpoint_steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))  # or epoch
     pictures: int = attrs.field(default=5, validator=attrs.validators.ge(0))  # moments of training that are drawn
-    max_broken: float = 0.1  # share of the images that may be unreadable
+    max_broken: float = attrs.field(  # share of the images that may be unreadable
+        default=0.1, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)]
+    )
 
 
 @attrs.frozen
@@ -99,11 +101,11 @@ class Recipe:
             "timm": "vit_tiny_patch16_224",
             "patch_size": "auto",
             "position": "sin-cos",
-            "options": {"embed_dim": 96, "depth": 4, "num_heads": 3},
+            "options": {"embed_dim": 48, "depth": 4, "num_heads": 4},
         }
     )
     objective: Use = attrs.field(
-        factory=lambda: {"use": "reconstruct", "decoder_dim": 64, "decoder_depth": 2, "norm_pix": False}
+        factory=lambda: {"use": "reconstruct", "decoder_dim": 32, "decoder_depth": 2, "norm_pix": False}
     )
     masking: MaskingRecipe = attrs.field(factory=MaskingRecipe)
     optimizer: OptimizerRecipe = attrs.field(factory=OptimizerRecipe)
@@ -157,36 +159,37 @@ def put(plain: dict[str, Any], key: str, value: Any) -> None:
 
     A short use in the way becomes a table: after `masking.strategy = "clmae"` one may put `masking.strategy.depth`.
     """
-    steps: list[str | int] = [
-        int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", key) if step.strip()
-    ]
-    if not steps:
-        raise RecipeError(f"'{key}' is no key; write it like train.epochs")
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+|\[\d+\])*", key):
+        raise RecipeError(f"'{key}' is no key; write it like train.epochs, or masking.strategy.parts[0].use")
+    names = [int(index) if index else name for name, index in re.findall(r"([\w-]+)|\[(\d+)\]", key)]
     place: Any = plain
-    for position, step in enumerate(steps[:-1]):
-        where = ".".join(str(done) for done in steps[: position + 1])
-        if isinstance(place, list):
-            if not isinstance(step, int) or step >= len(place):
-                raise RecipeError(f"recipe.{where}: there is no such item; there are {len(place)}")
-        elif step not in place:
-            place[step] = {}
-        if isinstance(place[step], str):
-            place[step] = {"use": place[step]}
-        place = place[step]
+    where = "recipe"
+    for position, name in enumerate(names):
+        if isinstance(name, int) != isinstance(place, list):
+            what = "a list, so its items are [0], [1], ..." if isinstance(place, list) else "no list"
+            raise RecipeError(f"{where}: is {what}")
+        if isinstance(name, int) and name >= len(place):
+            raise RecipeError(f"{where}[{name}]: there is no such item; there are {len(place)}")
+        where += f"[{name}]" if isinstance(name, int) else f".{name}"
+        if position == len(names) - 1:
+            place[name] = value
+            return
+        if not isinstance(name, int):
+            place.setdefault(name, {})
+        if isinstance(place[name], str):
+            place[name] = {"use": place[name]}
+        place = place[name]
         if not isinstance(place, dict | list):
-            raise RecipeError(f"recipe.{where}: is a single value, so it has no '{steps[position + 1]}'")
-    last = steps[-1]
-    if isinstance(place, list) and (not isinstance(last, int) or last >= len(place)):
-        raise RecipeError(f"recipe.{key}: there is no such item; there are {len(place)}")
-    place[last] = value
+            raise RecipeError(f"{where}: is a single value, so it has no '{names[position + 1]}'")
 
 
 def parse(text: str) -> Any:
     """A value as TOML writes it (numbers, true, lists, tables), or else the text itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return table["value"] if len(table) == 1 else text
 
 
 # -------------------------------------------------------------------------------------------------------- live objects
@@ -235,10 +238,7 @@ class _Maker:
         table = self._table(kind, use)
         if not isinstance(table.get("use"), str):
             raise RecipeError(f"which {kind}? known: {', '.join(self.registry.classes(kind))}", key="use")
-        try:
-            cls = self.registry.find(kind, table.pop("use"))
-        except RecipeError as problem:
-            raise RecipeError(str(problem), key="use") from None
+        cls = self._find(kind, table.pop("use"))
         if not attrs.has(cls):
             if table:
                 raise RecipeError(f"'{cls.name}' has no options", key=next(iter(table)))  # type: ignore[attr-defined]
@@ -251,23 +251,30 @@ class _Maker:
     def _table(self, kind: Kind, use: Use) -> dict[str, Any]:
         """A use in its long form; "linear:0:-0.5" gives values to the first options in their order."""
         if isinstance(use, Mapping):
+            named = use.get("use")
+            if isinstance(named, str) and ":" in named:  # a short use to which more options were added
+                return {**self._table(kind, named), **use, "use": named.split(":")[0]}
             return dict(use)
         if isinstance(use, int | float) and not isinstance(use, bool) and kind == "schedule":
             return {"use": "constant", "value": float(use)}
         if not isinstance(use, str):
-            raise RecipeError(f"expected a {kind}: a name, or a table with `use`, got {use!r}")
+            raise RecipeError(f"expected {indefinite(kind)}: a name, or a table with `use`, got {use!r}")
         name, *values = use.split(":")
         table: dict[str, Any] = {"use": name}
         if not values:
             return table
-        try:
-            cls = self.registry.find(kind, name)
-        except RecipeError as problem:
-            raise RecipeError(str(problem), key="use") from None
+        cls = self._find(kind, name)
         options = [field.name for field in attrs.fields(cls) if field.init] if attrs.has(cls) else []
         if len(values) > len(options):
             raise RecipeError(f"'{use}' gives {len(values)} values, but '{name}' has {len(options)} options: {options}")
         return table | {option: parse(value) for option, value in zip(options, values, strict=False)}
+
+    def _find(self, kind: Kind, name: str) -> type:
+        try:
+            return self.registry.find(kind, name)
+        except RecipeError as problem:
+            hint = "; a number would do too" if kind == "schedule" and "did you mean" not in str(problem) else ""
+            raise RecipeError(f"{problem}{hint}", key="use") from None
 
     def _part(self, value: Any) -> Part:
         table = self._table("strategy", value)
@@ -281,8 +288,6 @@ class _Maker:
             raise _At("curriculum", problem) from problem
 
     def _parts(self, value: Any) -> list[Part]:
-        if not isinstance(value, list | tuple):
-            raise RecipeError(f"expected a list of strategies, got {value!r}")
         return self.converter.structure(value, list[Part])
 
 
@@ -294,6 +299,13 @@ class _At(Exception):  # noqa: N818
         self.key, self.problem = key, problem
 
 
+class _Items(Exception):  # noqa: N818
+    """What was wrong with some items of a list, by their position."""
+
+    def __init__(self, problems: Mapping[int, BaseException]) -> None:
+        self.problems = problems
+
+
 def _plain_converter() -> cattrs.Converter:
     """Values are taken as they are or refused: no "5" for 5, no 5.7 cut down to 5, no true for 1."""
     converter = cattrs.Converter(forbid_extra_keys=True)
@@ -301,6 +313,7 @@ def _plain_converter() -> cattrs.Converter:
         converter.register_structure_hook(kind, check)
     converter.register_structure_hook_func(_is_union, lambda value, wanted: _one_of(converter, value, wanted))
     converter.register_structure_hook_func(_is_literal, _literal)
+    converter.register_structure_hook_func(_is_list, lambda value, wanted: _items(converter, value, wanted))
     return converter
 
 
@@ -340,7 +353,32 @@ def _one_of(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
             problems.append(problem)
     if len(problems) == 1:
         raise problems[0]
-    raise RecipeError("; or ".join(sentence for problem in problems for sentence in _sentences(problem, "")))
+    expected = [
+        re.fullmatch(r"expected (.*), got .*", sentence) for one in problems for sentence in _sentences(one, "")
+    ]
+    raise RecipeError(f"expected {' or '.join(match[1] for match in expected if match)}, got {value!r}")
+
+
+def _is_list(wanted: Any) -> bool:
+    return get_origin(wanted) in (list, tuple)
+
+
+def _items(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
+    """A list or a tuple of values; a text is not taken for the list of its letters."""
+    origin: Any = get_origin(wanted)
+    kinds = list(get_args(wanted))
+    fixed = origin is tuple and Ellipsis not in kinds
+    if not isinstance(value, list | tuple) or (fixed and len(value) != len(kinds)):
+        raise RecipeError(f"expected {f'{len(kinds)} values' if fixed else 'a list'}, got {value!r}")
+    made, problems = [], {}
+    for position, (item, kind) in enumerate(zip(value, kinds if fixed else [kinds[0]] * len(value), strict=True)):
+        try:
+            made.append(converter.structure(item, kind))
+        except Exception as problem:
+            problems[position] = problem
+    if problems:
+        raise _Items(problems)
+    return origin(made)
 
 
 def _is_schedule(wanted: Any) -> bool:
@@ -368,13 +406,17 @@ def _sentences(problem: BaseException, path: str) -> list[str]:
             step = f"[{note.index}]" if isinstance(note, IterableValidationNote) else f".{note.name}"
             lines += _sentences(inner, path + step)
         for inner in other:
-            lines += _sentences(inner, path)
+            key, sentence = _placed(inner, getattr(problem, "cl", None))
+            lines += [_line(f"{path}.{key}", sentence)] if key else _sentences(inner, path)
         return lines
+    if isinstance(problem, _Items):
+        return [line for index, inner in problem.problems.items() for line in _sentences(inner, f"{path}[{index}]")]
     if isinstance(problem, _At):
         return _sentences(problem.problem, f"{path}.{problem.key}")
     if isinstance(problem, ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(problem.cl) if field.init]
-        return [_line(f"{path}.{key}", f"no such key; {nearest(key, known)}") for key in sorted(problem.extra_fields)]
+        extra = sorted(str(key) for key in problem.extra_fields)
+        return [_line(f"{path}.{key}", f"no such key; {nearest(key, known)}") for key in extra]
     if isinstance(problem, RecipeError):
         return [_line(f"{path}.{problem.key}" if problem.key else path, str(problem))]
     if isinstance(problem, KeyError):
@@ -382,6 +424,20 @@ def _sentences(problem: BaseException, path: str) -> list[str]:
     if isinstance(problem, AttributeError) or (isinstance(problem, TypeError) and "iterable" in str(problem)):
         return [_line(path, "expected a table or a list of other values")]
     return [_line(path, str(problem.args[0]) if problem.args else str(problem))]
+
+
+def _placed(problem: BaseException, cls: type | None) -> tuple[str, str]:
+    """The option that a ValueError of a class is about, if it says so, and what is wrong with it.
+
+    attrs says "'depth' must be >= 1: 0"; other classes say "at: must rise" or "warmup is 1.0, but ...".
+    """
+    if isinstance(problem, ValueError) and cls is not None and attrs.has(cls) and problem.args:
+        names = [field.name for field in attrs.fields(cls)]
+        if match := re.fullmatch(r"'(\w+)' (must .*): (.*)", str(problem.args[0])):
+            return match[1], f"{match[2]}, got {match[3]}"
+        if (match := re.fullmatch(r"(\w+):? (.*)", str(problem.args[0]))) and match[1] in names:
+            return match[1], match[2]
+    return "", ""
 
 
 def _line(path: str, sentence: str) -> str:

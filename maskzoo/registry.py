@@ -157,6 +157,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "known: " + ", ".join(known) if known else "none is known"
 
 
+def indefinite(kind: str) -> str:
+    """A kind with its article: a strategy, an objective."""
+    return f"{'an' if kind[0] in 'aeo' else 'a'} {kind}"
+
+
 def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "unknown"
 
@@ -167,7 +172,7 @@ def _load(point: EntryPoint) -> Plugin:
     plugin = Plugin(point.name, _distribution(point), version)
     try:
         plugin.offers = _collect(plugin, point.load())
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         plugin.offers = []
         plugin.problem = str(problem) if isinstance(problem, MaskZooError) else f"{type(problem).__name__}: {problem}"
     return plugin
@@ -188,4 +193,6 @@ def _collect(plugin: Plugin, module: Any) -> list[Offer]:
                 if (kind, name) in offers:
                     raise PluginError(f"{hook}() names two classes '{name}': {offers[kind, name].cls} and {cls}")
                 offers[kind, name] = Offer(kind, name, cls, plugin)
+    if not offers:
+        raise PluginError("it offers nothing; a hook returns a list of classes and is marked with @maskzoo.hookimpl")
     return list(offers.values())

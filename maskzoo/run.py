@@ -60,7 +60,7 @@ def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None =
     ]
     resumed = folder.open(session, resume=resume)
     folder.describe(session, registry)
-    console.print(_summary(session, dataset, recipe, folder.path), highlight=False)
+    console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
     if resumed:
         console.print(f"resumed at step {session.step} of {session.steps}", highlight=False)
 
@@ -77,7 +77,7 @@ def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None =
     _train(session, dataset, recipe, folder, console)
     if "after" not in folder.evaluation():
         evaluate("after")
-    console.print(_closing(folder, dataset), highlight=False)
+    console.print(_closing(folder, dataset), highlight=False, markup=False)
     return folder.path
 
 
@@ -156,7 +156,10 @@ class RunFolder:
         newest = checkpoint.found(self.checkpoints)[-1:] if resume else []
         for path in newest:
             checkpoint.load(session, path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise RecipeError(f"--out: '{self.path}' cannot be made: {problem}") from problem
         if resume:
             self._cut(session.step)
         return bool(newest)
@@ -204,7 +207,9 @@ class RunFolder:
                     known.add(line)
                     with record.open("a") as file:
                         file.write(line + "\n")
-                    console.print(f"skipped: {line} ({len(known)} so far)", style="yellow", highlight=False)
+                    console.print(
+                        f"skipped: {line} ({len(known)} so far)", style="yellow", highlight=False, markup=False
+                    )
             yield batch
 
     def evaluation(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class CLMAE(Strategy):
         """Build the network; the names of its parameters are those of published weights."""
         dim, patches = objective.backbone.token_dim, math.prod(objective.backbone.grid)
         if dim % self.heads:
-            raise ValueError(f"heads: {self.heads} heads do not divide the {dim} channels of the encoder's tokens")
+            raise ValueError(f"{self.heads} heads do not divide the {dim} channels of the encoder's tokens")
         norm = partial(nn.LayerNorm, eps=1e-5)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim).normal_(std=0.02))
         self.blocks = nn.ModuleList(

@@ -188,7 +188,6 @@ BROKEN = {
     "a class for a list": (implementing(maskzoo_strategies=lambda: RANDOM), "not iterable"),
     "two classes of one name": (plugin(masker("twice"), masker("twice")), "names two classes 'twice'"),
     "a hook with arguments": (implementing(maskzoo_strategies=lambda config: [RANDOM]), "config"),
-    "nothing at all": (None, ""),
 }
 
 
@@ -199,11 +198,8 @@ def test_a_broken_plugin_is_remembered_with_its_reason_and_hurts_nobody(kind: st
     assert registry.find("strategy", "random") is RANDOM
     assert registry.find("strategy", "others") is OTHERS
     assert registry.classes("strategy") == {"others": OTHERS, "random": RANDOM}
-    (bad,) = [item for item in registry.plugins if item.problem or item.name == "bad"]
-    assert bad.name == "bad"
+    (bad,) = [item for item in registry.plugins if item.name == "bad"]
     assert bad.offers == []
-    if kind == "nothing at all":
-        return
     assert reason in bad.problem
     (sentence,) = registry.broken()
     assert sentence.startswith("bad-package 0.0.1 (entry point 'bad') could not be loaded: ")
@@ -237,7 +233,7 @@ def test_a_builtin_that_is_broken_leaves_the_others_alone():
         registry.find("strategy", "block")
 
 
-def test_a_program_that_ends_itself_on_import_does_not_end_ours():
+def test_a_plugin_that_ends_the_program_on_import_does_not_end_ours():
     registry = broken(SystemExit(1))
     assert registry.classes("strategy") == {"others": OTHERS, "random": RANDOM}
 
@@ -245,8 +241,8 @@ def test_a_program_that_ends_itself_on_import_does_not_end_ours():
 def test_a_hook_without_its_decorator_is_a_problem():
     module = types.ModuleType("some_plugin")
     module.maskzoo_strategies = lambda: [OTHERS]
-    registry = Registry([point("bare", module, "bare-package")])
-    assert registry.classes("strategy") == {"others": OTHERS} or registry.broken()
+    (sentence,) = Registry([point("bare", module, "bare-package")]).broken()
+    assert "hookimpl" in sentence
 
 
 def test_a_hook_that_returns_nothing_is_a_problem():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
+from maskzoo.errors import RecipeError
 from maskzoo.hookspecs import hookimpl
+from maskzoo.registry import nearest
 
 
 @hookimpl
@@ -11,3 +16,21 @@ def maskzoo_backbones() -> list[type]:
     from maskzoo.backbones.vit import VitBackbone
 
     return [VitBackbone]
+
+
+@functools.cache
+def skeleton(name: str) -> Any:
+    """A timm model without weights, to see what it is and of what size. Raises RecipeError for an unknown name."""
+    import timm
+    import torch
+
+    known = timm.list_models()
+    if name.split(".")[0] not in known:
+        hint = nearest(name, known)
+        hint = hint if hint.startswith("did") else "timm.list_models() lists them"
+        raise RecipeError(f"no timm model named '{name}'; {hint}", key="timm")
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, num_classes=0)
+    except RuntimeError as problem:
+        raise RecipeError(f"timm cannot build '{name}': {problem}", key="timm") from problem

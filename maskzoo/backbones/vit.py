@@ -14,15 +14,20 @@ import attrs
 import timm
 import torch
 from timm.layers import build_sincos2d_pos_embed
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from maskzoo.backbones import skeleton
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.mask import Mask
 from maskzoo.protocols import Need, define
-from maskzoo.registry import nearest
 
+OWN_OPTIONS = {
+    "patch_size": "it is an option of the backbone itself",
+    "patch_drop_rate": "what is hidden is the mask's business",
+}
 LEAST_UNITS = 4  # mask units a side, below which the data's own size is raised
 AUTOMATIC_PATCHES = (16, 8, 4, 2, 1)  # pixels, tried in this order
 AUTOMATIC_UNITS = 7  # a side, at least, with an automatic patch size: MNIST's 28 pixels give 7 x 7 patches of 4
@@ -52,9 +57,15 @@ class VitBackbone(nn.Module):
         super().__init__()
 
     def __attrs_post_init__(self) -> None:
+        if self.channels < 1:
+            raise RecipeError(f"an image has at least one channel, got {self.channels}", key="channels")
         usual = self._usual_patch()
         patch = self._chosen_patch(usual)
+        if min(patch) < 1:
+            raise RecipeError(f"must be at least 1 pixel, got {patch[0]} x {patch[1]}", key="patch_size")
         size = _pair(self.image_size) if self.image_size is not None else _raised(self.data_size, patch)
+        if min(size) < 1:
+            raise RecipeError(f"must be at least 1 pixel, got {size[0]} x {size[1]}", key="image_size")
         if any(side % unit for side, unit in zip(size, patch, strict=True)):
             raise RecipeError(
                 f"an image of {size[0]} x {size[1]} pixels cannot be cut into patches of {patch[0]} x {patch[1]}; "
@@ -62,8 +73,16 @@ class VitBackbone(nn.Module):
                 key="image_size",
             )
         self.model = self._create(size, None if patch == usual else patch)
+        if not self.adapts(self.model) or len(self.model.blocks) == 0:
+            raise RecipeError(f"with these options '{self.timm}' has no blocks that could be shown part", key="options")
+        if any(cells * unit != side for cells, unit, side in zip(self._grid(), patch, size, strict=True)):
+            raise RecipeError(
+                f"'{self.timm}' makes a grid of {self._grid()} of {size[0]} x {size[1]} pixels whatever patch is asked "
+                f"for; leave patch_size open",
+                key="patch_size",
+            )
         self.image_size, self.patch_size = size, patch
-        self.grid: tuple[int, int] = tuple(self.model.patch_embed.grid_size)
+        self.grid = self._grid()
         self.prefix: int = self.model.num_prefix_tokens
         self.dim: int = self.model.num_features
         self.token_dim: int = self.model.embed_dim
@@ -85,6 +104,9 @@ class VitBackbone(nn.Module):
         """
         if mask is None:
             return self._encode(*self._embed(images))
+        if mask.hidden.shape != (images.shape[0], math.prod(self.grid)):
+            expected = [images.shape[0], math.prod(self.grid)]
+            raise ContractError(f"the mask is {list(mask.hidden.shape)}, but these images have patches {expected}")
         if mask.visibility is not None:
             tokens, rope = self._embed(images)
             prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
@@ -165,14 +187,7 @@ class VitBackbone(nn.Module):
     # -------------------------------------------------------------------------------------------------------- building
     def _usual_patch(self) -> tuple[int, int]:
         """Pixels of a patch of the timm model as it comes."""
-        try:
-            with torch.device("meta"):
-                model = timm.create_model(self.timm, num_classes=0)
-        except RuntimeError as problem:
-            known = timm.list_models()
-            if self.timm.split(".")[0] in known:
-                raise RecipeError(f"timm cannot build '{self.timm}': {problem}", key="timm") from problem
-            raise RecipeError(f"no timm model named '{self.timm}'; {nearest(self.timm, known)}", key="timm") from None
+        model = skeleton(self.timm)
         if not self.adapts(model):
             raise RecipeError(
                 f"'{self.timm}' is a {type(model).__name__}; the backbone 'vit' takes timm's VisionTransformer and Eva",
@@ -187,6 +202,8 @@ class VitBackbone(nn.Module):
             return usual
         if self.patch_size != "auto":
             return _pair(self.patch_size)
+        if hasattr(skeleton(self.timm).patch_embed, "backbone"):
+            return usual  # a convolutional stem decides
         sides = _pair(self.image_size) if self.image_size is not None else self.data_size
         for patch in AUTOMATIC_PATCHES:
             if all(side % patch == 0 and side // patch >= AUTOMATIC_UNITS for side in sides):
@@ -195,9 +212,12 @@ class VitBackbone(nn.Module):
 
     def _create(self, size: tuple[int, int], patch: tuple[int, int] | None) -> Any:
         options = dict(self.options)
+        for name, instead in OWN_OPTIONS.items():
+            if name in options:
+                raise RecipeError(f"{name} cannot be given here; {instead}", key="options")
         if patch is not None:
             options["patch_size"] = patch
-        if not self.pretrained:
+        if not self.pretrained and not isinstance(skeleton(self.timm), VisionTransformerDistilled):
             options.setdefault("global_pool", "")  # else timm moves the final norm behind a pooling that we never run
         try:
             return timm.create_model(
@@ -209,12 +229,20 @@ class VitBackbone(nn.Module):
                 drop_path_rate=self.drop_path,
                 **options,
             )
-        except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as problem:
-            raise RecipeError(f"timm cannot build '{self.timm}' with these options: {problem}", key="options") from None
+        except (TypeError, AttributeError, AssertionError, ValueError, RuntimeError, OSError) as problem:
+            where = f"{size[0]} x {size[1]} pixels, patches of {patch}, {dict(self.options)}"
+            reason = str(problem) or type(problem).__name__
+            raise RecipeError(f"timm cannot build '{self.timm}' with {where}: {reason}", key="options") from None
+
+    def _grid(self) -> tuple[int, int]:
+        rows, columns = self.model.patch_embed.grid_size
+        return rows, columns
 
     def _place(self) -> None:
         """Positions: MAE's fixed table where asked for, and one for `tokens` where the model adds none to tokens."""
         table = self.model.pos_embed
+        if table is None and self.position == "sin-cos":
+            raise RecipeError(f"'{self.timm}' adds no positions to its tokens that could be replaced", key="position")
         if table is None:
             self.register_buffer("_position", sin_cos(self.grid, self.token_dim), persistent=False)
             return
@@ -226,10 +254,10 @@ class VitBackbone(nn.Module):
             table.requires_grad_(False)
 
 
-def sin_cos(grid: tuple[int, ...], dim: int) -> Tensor:
+def sin_cos(grid: tuple[int, ...], dim: int, key: str = "position") -> Tensor:
     """[N, dim] fixed sin-cos positions of a 2-D grid, as MAE's. Raises RecipeError where 4 does not divide `dim`."""
     if dim % 4 or len(grid) != 2:
-        raise RecipeError(f"2-D sin-cos positions need a width divisible by 4, got {dim} on a grid {grid}")
+        raise RecipeError(f"2-D sin-cos positions need a width divisible by 4, got {dim} on a grid {grid}", key=key)
     table: Tensor = build_sincos2d_pos_embed(list(grid), dim, interleave_sin_cos=True)
     return table.roll(dim // 2, dims=1)  # MAE's table begins with the columns, timm's with the rows
 

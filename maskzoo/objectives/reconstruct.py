@@ -5,6 +5,7 @@ Shapes: B images, N patches, V visible, P prefix tokens, D channels of the encod
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import ClassVar
 
@@ -29,7 +30,9 @@ class Reconstruct(nn.Module):
 
     decoder_dim: int = attrs.field(default=512, validator=attrs.validators.ge(4))
     decoder_depth: int = attrs.field(default=8, validator=attrs.validators.ge(0))
-    decoder_heads: int | None = None  # None: one for each 32 channels, as MAE's 16 for 512
+    decoder_heads: int | None = attrs.field(  # None: about one for each 32 channels, as MAE's 16 for 512
+        default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
+    )
     mlp_ratio: float = attrs.field(default=4.0, validator=attrs.validators.gt(0))
     norm_pix: bool = True  # the target is each patch normalised by its own mean and variance
 
@@ -41,7 +44,9 @@ class Reconstruct(nn.Module):
     def __attrs_post_init__(self) -> None:
         if self.decoder_dim % 4:
             raise RecipeError(f"sin-cos positions need a multiple of 4, got {self.decoder_dim}", key="decoder_dim")
-        self.decoder_heads = self.decoder_heads or max(1, self.decoder_dim // 32)
+        if self.decoder_heads is None:
+            most = max(1, self.decoder_dim // 32)
+            self.decoder_heads = next(heads for heads in range(most, 0, -1) if self.decoder_dim % heads == 0)
         if self.decoder_dim % self.decoder_heads:
             raise RecipeError(
                 f"{self.decoder_heads} heads do not divide the decoder's {self.decoder_dim} channels",
@@ -53,7 +58,9 @@ class Reconstruct(nn.Module):
         self.backbone = backbone
         norm = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, mlp_ratio=self.mlp_ratio, qkv_bias=True, norm_layer=norm)
-        pixels = backbone.channels * _product(backbone.patch_size)
+        pixels = backbone.channels * math.prod(backbone.patch_size)
+        if self.norm_pix and pixels == 1:
+            raise RecipeError("a patch of a single value has no contrast to normalise by", key="norm_pix")
         self.decoder_embed = nn.Linear(backbone.dim, self.decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.decoder_dim))
         self.decoder_blocks = nn.ModuleList(
@@ -89,7 +96,7 @@ class Reconstruct(nn.Module):
         patch_loss = (prediction - self.target(images)).square().mean(dim=2)  # [B, N]
         weights = mask.weights.float()
         return Outcome(
-            loss=(patch_loss * weights).sum() / weights.sum(),
+            loss=(patch_loss * weights).sum() / weights.sum().clamp(min=1e-6),  # a mask may hide nothing
             latent=latent,
             patch_loss=patch_loss,
             decoder_input=decoder_input,
@@ -135,13 +142,6 @@ def unpatchify(patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -
 def _moments(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each patch, [B, N, 1] each, as MAE takes them (unbiased, plus 1e-6)."""
     return patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + 1e-6).sqrt()
-
-
-def _product(sides: tuple[int, ...]) -> int:
-    product = 1
-    for side in sides:
-        product *= side
-    return product
 
 
 def _initialise(module: nn.Module) -> None:
