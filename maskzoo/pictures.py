@@ -33,8 +33,13 @@ class Moment:
     @property
     def caption(self) -> str:
         """The step and the dials, in words."""
-        dial = f"ratio {self.ratio:.2f}" if self.factor is None else f"factor {self.factor:+.2f}"
+        dial = f"ratio {self.ratio:.2f}" if self.factor is None else f"factor {signed(self.factor)}"
         return f"step {self.step}\n{dial}"
+
+
+def signed(factor: float) -> str:
+    """A factor to two places, with its sign; never -0.00."""
+    return f"{round(factor, 2) + 0.0:+.2f}"
 
 
 def covered(images: Tensor, mask: Mask, grid: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:

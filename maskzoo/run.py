@@ -28,7 +28,7 @@ from maskzoo.build import build
 from maskzoo.data.batches import batches, prepare, steps_in_epoch
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.evaluation.features import WholeImages, evenly_spread
-from maskzoo.pictures import Moment, covered, draw_curriculum, draw_moment
+from maskzoo.pictures import Moment, covered, draw_curriculum, draw_moment, signed
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.recipe import Recipe, make, read, shown, write
 from maskzoo.registry import Registry
@@ -356,7 +356,7 @@ def display(session: Session, console: Console) -> Iterator[Any]:
     first, began = session.step, time.perf_counter()
 
     def words(figures: Mapping[str, float], speed: float) -> str:
-        factor = f"factor {figures['factor']:+.2f}" if dial else f"ratio {figures['ratio']:.2f}"
+        factor = f"factor {signed(figures['factor'])}" if dial else f"ratio {figures['ratio']:.2f}"
         return f"loss {figures['loss']:.4f}  {factor}  {speed:,.0f} images/s"
 
     if console.is_terminal:
