@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from maskzoo.protocols import Sample as Sample
     from maskzoo.protocols import Split as Split
     from maskzoo.protocols import Strategy as Strategy
+    from maskzoo.protocols import checked_scores as checked_scores
     from maskzoo.protocols import define as define
     from maskzoo.recipe import Recipe as Recipe
     from maskzoo.registry import Registry as Registry
@@ -62,6 +63,7 @@ _HOMES = {
             "Sample",
             "Split",
             "Strategy",
+            "checked_scores",
             "define",
         ),
         "protocols",
@@ -93,6 +95,7 @@ __all__ = [  # pinned by a test against _HOMES
     "Split",
     "Strategy",
     "Teacher",
+    "checked_scores",
     "define",
     "hookimpl",
     "official",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from typing import Any
 
 import attrs
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_weight_decay
 from torch import nn
 
 from maskzoo.backbones import skeleton
-from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.errors import ContractError, MaskZooError, RecipeError
 from maskzoo.protocols import (
     Backbone,
     CurriculumSchedule,
@@ -26,7 +28,7 @@ from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
 from maskzoo.train import Session
 
-SAMPLES = 1001
+MOST_POINTS = 20_001
 
 
 def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoch: int) -> Session:
@@ -36,7 +38,7 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
     """
     train = recipe.train
     steps = train.steps or train.epochs * steps_in_epoch
-    epochs = math.ceil(steps / steps_in_epoch)
+    moments = points(steps)
     device = choose_device(train.device)
 
     with torch.random.fork_rng(devices=[]):
@@ -54,25 +56,33 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
 
     def schedule(use: Use, path: str) -> CurriculumSchedule:
         made: CurriculumSchedule = make(registry, "schedule", use, path)
-        made.setup(epochs, steps)
+        made.setup(steps / steps_in_epoch, steps)
         return made
 
-    for inner in schedules_in(strategy):
-        inner.setup(epochs, steps)
+    for inner in [*schedules_in(strategy), *schedules_in(objective)]:
+        inner.setup(steps / steps_in_epoch, steps)
+    for part in strategy.modules():
+        if isinstance(part, Part) and part.curriculum is not None:
+            within(part.curriculum, "recipe.masking.strategy: a part's curriculum", moments, -1.0, 1.0)
     ratio = schedule(recipe.masking.ratio, "recipe.masking.ratio")
-    least = check_ratio(ratio, strategy, math.prod(objective.backbone.grid))
+    least = check_ratio(ratio, strategy, math.prod(objective.backbone.grid), moments)
     curriculum = schedule(choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum")
-    refuse_meaningless(curriculum, strategy)
-    lr = within(schedule(recipe.optimizer.lr, "recipe.optimizer.lr"), "recipe.optimizer.lr", 0.0)
+    within(curriculum, "recipe.masking.curriculum", moments, -1.0, 1.0)
+    refuse_meaningless(curriculum, strategy, moments)
+    lr = within(schedule(recipe.optimizer.lr, "recipe.optimizer.lr"), "recipe.optimizer.lr", moments, 0.0)
     own = recipe.masking.optimizer or recipe.optimizer
-    strategy_lr = within(schedule(own.lr, "recipe.masking.optimizer.lr"), "recipe.masking.optimizer.lr", 0.0)
-    decay = within(schedule(recipe.teacher.decay, "recipe.teacher.decay"), "recipe.teacher.decay", 0.0, 1.0)
+    strategy_lr = schedule(own.lr, "recipe.masking.optimizer.lr")
+    within(strategy_lr, "recipe.masking.optimizer.lr", moments, 0.0)
+    decay = within(schedule(recipe.teacher.decay, "recipe.teacher.decay"), "recipe.teacher.decay", moments, 0.0, 1.0)
 
     joint = [learner for learner in strategy.learners() if learner.learning == "joint"]
     alternate = [learner for learner in strategy.learners() if learner.learning == "alternate"]
+    for learner in strategy.learners():
+        if not any(parameter.requires_grad for parameter in learner.parameters()):
+            raise RecipeError(f"recipe.masking.strategy: '{learner.name}' learns, but has no parameter to train")
     needs_teacher = "teacher" in strategy.needs | objective.needs
     uses = {
-        "data": describe(dataset),
+        "data": _described(dataset),
         "backbone": describe(backbone),
         "objective": describe(objective),
         "masking": attrs.evolve(
@@ -100,6 +110,7 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
         steps=steps,
         steps_in_epoch=steps_in_epoch,
         device=device,
+        fingerprint=fingerprint(dataset),
         least=least,
     )
 
@@ -147,27 +158,30 @@ def choose_curriculum(masking: MaskingRecipe, strategy: MaskingStrategy) -> Use:
     return 0.0 if strategy.default_curriculum is None else strategy.default_curriculum
 
 
-def refuse_meaningless(curriculum: CurriculumSchedule, strategy: MaskingStrategy) -> None:
+def refuse_meaningless(curriculum: CurriculumSchedule, strategy: MaskingStrategy, moments: list[float]) -> None:
     """Refuse a curriculum that a strategy cannot follow; neutral is what it does anyway."""
-    if strategy.default_curriculum is None and any(curriculum(progress) for progress in samples()):
+    if strategy.default_curriculum is None and any(curriculum(progress) for progress in moments):
         raise RecipeError(
             f"recipe.masking.curriculum: strategy '{strategy.name}' knows no hardness, so a curriculum means nothing "
             "to it; its dial is the ratio, e.g. --ratio linear:0.5:0.75"
         )
 
 
-def within(schedule: CurriculumSchedule, path: str, low: float, high: float = math.inf) -> CurriculumSchedule:
+def within(
+    schedule: CurriculumSchedule, path: str, moments: list[float], low: float, high: float = math.inf
+) -> CurriculumSchedule:
     """The schedule itself, if none of its values leaves [low, high]."""
-    for progress in samples():
+    for progress in moments:
         if not low <= schedule(progress) <= high:
             bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
             raise RecipeError(f"{path}: must be {bounds}, got {schedule(progress):g} at progress {progress:g}")
     return schedule
 
 
-def samples() -> list[float]:
-    """Points of progress, close together, at which a schedule is looked at beforehand."""
-    return [sample / (SAMPLES - 1) for sample in range(SAMPLES)]
+def points(steps: int) -> list[float]:
+    """The progress of every step, or of as many as can be looked at before a long run."""
+    count = min(steps, MOST_POINTS)
+    return [number / max(1, count - 1) for number in range(count)]
 
 
 def check_needs(strategy: MaskingStrategy, objective: Objective, dataset: Dataset) -> None:
@@ -187,13 +201,13 @@ def check_needs(strategy: MaskingStrategy, objective: Objective, dataset: Datase
             raise RecipeError(f"{path}: {who} needs {missing[0]}, which {provider} does not provide")
 
 
-def check_ratio(ratio: CurriculumSchedule, strategy: MaskingStrategy, patches: int) -> int:
+def check_ratio(ratio: CurriculumSchedule, strategy: MaskingStrategy, patches: int, moments: list[float]) -> int:
     """Refuse a ratio outside [0, 1), or a constant one that hides nothing or everything.
 
     Returns the least number of patches to hide and to show: 1 for a moving ratio, whose count is clamped to that.
     """
     path = "recipe.masking.ratio"
-    values = sorted({ratio(progress) for progress in samples()})
+    values = sorted({ratio(progress) for progress in moments})
     if values[0] < 0 or values[-1] >= 1:
         wrong = values[0] if values[0] < 0 else values[-1]
         raise RecipeError(f"{path}: the share of hidden patches must be at least 0 and less than 1, got {wrong:g}")
@@ -231,14 +245,16 @@ def make_optimizer(recipe: OptimizerRecipe, modules: list[Any], path: str) -> to
         if group["params"]
     ]
     options = dict(recipe.options)
-    if "adam" in recipe.use or "betas" in options:
+    known = list_optimizers()
+    if recipe.use not in known:
+        raise RecipeError(f"{path}.use: no optimizer named '{recipe.use}'; {nearest(recipe.use, known)}")
+    if get_optimizer_info(recipe.use).has_betas:
         options.setdefault("betas", tuple(recipe.betas))
+    elif tuple(recipe.betas) != OptimizerRecipe().betas:
+        raise RecipeError(f"{path}.betas: the optimizer '{recipe.use}' has none")
     try:
         return create_optimizer_v2(groups, opt=recipe.use, lr=0.0, **options)  # type: ignore[no-any-return]
     except (ValueError, TypeError, AssertionError, KeyError) as problem:
-        known = list_optimizers()
-        if recipe.use not in known:
-            raise RecipeError(f"{path}.use: no optimizer named '{recipe.use}'; {nearest(recipe.use, known)}") from None
         raise RecipeError(f"{path}.options: {recipe.use} refuses them: {problem}") from problem
 
 
@@ -253,6 +269,22 @@ def choose_device(name: str) -> torch.device:
         reason = str(problem).splitlines()[0]
         raise RecipeError(f"recipe.train.device: '{name}' cannot be used here: {reason}") from None
     return device
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """By what a resumed run knows its training images again: how many, and the names of files where there are any."""
+    files = [str(file) for file in getattr(dataset.train, "files", ())]
+    root = os.path.commonpath(files) if files else ""
+    names = "\n".join(os.path.relpath(file, root) for file in files)
+    return f"{len(dataset.train)} images, {hashlib.blake2b(names.encode(), digest_size=8).hexdigest()}"
+
+
+def _described(dataset: Dataset) -> Any:
+    """A data set as a recipe names it; one that somebody made by hand has images, not options."""
+    try:
+        return describe(dataset)
+    except ContractError:
+        return {"use": dataset.name}
 
 
 def _set_up(path: str, made: Any, sizes: Any) -> None:

@@ -38,6 +38,12 @@ def found(folder: Path) -> list[Path]:
 def load(session: Session, path: Path) -> None:
     """Bring a session to where the checkpoint left it. Raises RecipeError where it is not of the same recipe."""
     state = read(path)
+    for name in ("steps", "steps_in_epoch", "fingerprint"):
+        if state.get(name) != getattr(session, name):
+            raise RecipeError(
+                f"the data have changed since the checkpoint '{path}' was made: {name.replace('_', ' ')} "
+                f"{state.get(name)} then, {getattr(session, name)} now"
+            )
     try:
         live = _live(session)
         if set(state["state"]) != set(live):
@@ -63,6 +69,9 @@ def state_of(session: Session) -> dict[str, Any]:
     """Everything that a session's future depends on; random draws depend on seed and step alone."""
     return {
         "step": session.step,
+        "steps": session.steps,
+        "steps_in_epoch": session.steps_in_epoch,
+        "fingerprint": session.fingerprint,
         "recipe": dict(session.recipe),
         "state": {name: part.state_dict() for name, part in _live(session).items()},
     }

@@ -5,6 +5,7 @@ Shapes: B images, N patches (mask units), V visible, H hidden (V + H = N), D cha
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -44,6 +45,11 @@ class Mask:
             )
         if self.count is not None and not 0 <= self.count <= hidden.shape[1]:
             raise ContractError(f"Mask.count is {self.count}, but there are {hidden.shape[1]} patches")
+        # On a GPU the question would hold up the step.
+        if self.count is not None and hidden.device.type == "cpu" and bool((hidden.sum(dim=1) != self.count).any()):
+            raise ContractError(
+                f"Mask.count is {self.count}, but the rows hide {sorted(set(hidden.sum(dim=1).tolist()))}"
+            )
         for name in ("visibility", "weights", "scores"):
             value = getattr(self, name)
             if value is not None and value.shape != hidden.shape:
@@ -73,17 +79,17 @@ class Mask:
         return cls(hidden, count, scores=scores)
 
     @classmethod
-    def soft(cls, scores: Tensor, count: int) -> Mask:
+    def soft(cls, scores: Tensor, count: int, ties: Tensor | None = None) -> Mask:
         """Let every patch through, scaled by 1 - `scores`: chances of hiding [B, N] in [0, 1], differentiable.
 
         A patch counts in the loss by its chance of hiding. `hidden` marks the `count` patches that the hard mask of
-        the same scores hides.
+        the same scores and `ties` hides.
         """
-        top = cls.hide_top(scores, count)
+        top = cls.hide_top(scores, count, ties)
         scores = scores.to(torch.float32)
         return cls(top.hidden, count, visibility=1.0 - scores, weights=scores, scores=scores)
 
-    @property
+    @functools.cached_property
     def visible_index(self) -> Tensor:
         """[B, V] int64: the visible patches of each image, in ascending order."""
         if self.count is None:
@@ -126,25 +132,34 @@ class Mask:
 
         `grid` may have any number of dimensions; their product is N. Returns a mask of [B, prod(grid * factor)].
         """
+        factors = self._factors(grid, factor)
+        return Mask(
+            _finer(self.hidden, grid, factors),
+            None if self.count is None else self.count * math.prod(factors),
+            visibility=None if self.visibility is None else _finer(self.visibility, grid, factors),
+            weights=_finer(self.weights, grid, factors),
+            scores=None if self.scores is None else _finer(self.scores, grid, factors),
+        )
+
+    def hidden_on(self, grid: Sequence[int], factor: int | Sequence[int]) -> Tensor:
+        """[B, prod(grid * factor)] bool: `hidden` alone on the finer grid of `enlarge`, e.g. for pixels."""
+        return _finer(self.hidden, grid, self._factors(grid, factor))
+
+    def _factors(self, grid: Sequence[int], factor: int | Sequence[int]) -> tuple[int, ...]:
         factors = (factor,) * len(grid) if isinstance(factor, int) else tuple(factor)
         if math.prod(grid) != self.hidden.shape[1] or len(factors) != len(grid) or min(factors, default=1) < 1:
             raise ContractError(
                 f"cannot enlarge a mask of {self.hidden.shape[1]} units on grid {tuple(grid)} by {factors}"
             )
+        return factors
 
-        def finer(values: Tensor) -> Tensor:
-            values = values.reshape(-1, *grid)
-            for dimension, times in enumerate(factors, start=1):
-                values = values.repeat_interleave(times, dim=dimension)
-            return values.flatten(1)
 
-        return Mask(
-            finer(self.hidden),
-            None if self.count is None else self.count * math.prod(factors),
-            visibility=None if self.visibility is None else finer(self.visibility),
-            weights=finer(self.weights),
-            scores=None if self.scores is None else finer(self.scores),
-        )
+def _finer(values: Tensor, grid: Sequence[int], factors: Sequence[int]) -> Tensor:
+    """Values [B, N] of the units of a grid, repeated for each of their tokens."""
+    values = values.reshape(-1, *grid)
+    for dimension, times in enumerate(factors, start=1):
+        values = values.repeat_interleave(times, dim=dimension)
+    return values.flatten(1)
 
 
 def _check_scores(scores: Tensor, count: int) -> None:

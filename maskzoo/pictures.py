@@ -44,7 +44,7 @@ def signed(factor: float) -> str:
 
 def covered(images: Tensor, mask: Mask, grid: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
     """Images [B, C, H, W] in [0, 1] as colour [B, 3, H, W], with the hidden patches under a flat colour."""
-    hidden = mask.enlarge(grid, patch).hidden.view(-1, 1, *images.shape[2:])
+    hidden = mask.hidden_on(grid, patch).view(-1, 1, *images.shape[2:])
     flat = torch.tensor(HIDDEN, device=images.device).view(1, 3, 1, 1)
     return torch.where(hidden, flat, coloured(images))
 

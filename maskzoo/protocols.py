@@ -20,6 +20,7 @@ from maskzoo.seeds import stream
 Need = Literal["teacher", "attention", "features", "patch_loss", "labels"]
 Learning = Literal["no", "joint", "alternate"]
 ClassType = TypeVar("ClassType", bound=type)
+DECLARATIONS = frozenset({"name", "paper", "needs", "learning", "default_curriculum", "provides", "dense"})
 
 
 @dataclass_transform(eq_default=False, field_specifiers=(attrs.field,))
@@ -29,7 +30,14 @@ def define(cls: ClassType) -> ClassType:
     Plain attrs writes a `__setattr__` that bypasses nn.Module's as soon as a field has a validator or converter, and
     parameters assigned later are lost without a word; `NO_OP` keeps nn.Module's own.
     """
-    return attrs.define(eq=False, repr=False, slots=False, on_setattr=attrs.setters.NO_OP)(cls)
+    made = attrs.define(eq=False, repr=False, slots=False, on_setattr=attrs.setters.NO_OP)(cls)
+    mistaken = DECLARATIONS & {field.name for field in attrs.fields(made)}
+    if mistaken:
+        raise ContractError(
+            f"{cls.__module__}.{cls.__qualname__}: {', '.join(sorted(mistaken))} would become an option of the recipe; "
+            "leave out the annotation, or annotate it as ClassVar"
+        )
+    return made
 
 
 # ------------------------------------------------------------------------------------------------ what a strategy sees
@@ -143,7 +151,11 @@ class MaskingStrategy(Protocol):
     """Scores patches; MaskZoo hides the top `count`. Subclass `Strategy` to get all but `scores` for nothing."""
 
     name: ClassVar[str]
-    needs: frozenset[Need]
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What must be there for it to look at."""
+        ...
 
     @property
     def learning(self) -> Learning:
@@ -167,7 +179,7 @@ class MaskingStrategy(Protocol):
         ...
 
     def mask(self, context: MaskingContext) -> Mask:
-        """The hard mask of this batch."""
+        """The hard mask of this batch. It changes nothing: pictures ask for masks too, between the steps."""
         ...
 
     def soft_mask(self, context: MaskingContext) -> Mask:
@@ -202,9 +214,9 @@ class Strategy(nn.Module):
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""  # citation, for `maskzoo show`
-    needs: frozenset[Need] = frozenset()
-    learning: Learning = "no"
-    default_curriculum: str | Mapping[str, Any] | None = None
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    learning: ClassVar[Learning] = "no"
+    default_curriculum: ClassVar[str | Mapping[str, Any] | None] = None
 
     def __attrs_pre_init__(self) -> None:
         super().__init__()
@@ -224,13 +236,14 @@ class Strategy(nn.Module):
         """Hide the `count` patches of the highest score; with gradient for "joint" learners alone."""
         context = context.counted_by(self)
         with torch.set_grad_enabled(self.learning == "joint" and torch.is_grad_enabled()):
-            scores = self._checked(self.scores(context), context)
+            scores = checked_scores(self, self.scores(context), context)
             return Mask.hide_top(scores, context.count, ties=context.noise(name="ties"))
 
     def soft_mask(self, context: MaskingContext) -> Mask:
         """Scale every patch by 1 - its score."""
         context = context.counted_by(self)
-        return Mask.soft(self._checked(self.scores(context), context), context.count)
+        scores = checked_scores(self, self.scores(context), context)
+        return Mask.soft(scores, context.count, ties=context.noise(name="ties"))
 
     def learners(self) -> list[MaskingStrategy]:
         """This strategy itself, if it learns."""
@@ -247,20 +260,22 @@ class Strategy(nn.Module):
     def after_step(self, context: MaskingContext, mask: Mask, outcome: Outcome) -> None:
         """Nothing to keep."""
 
-    def _checked(self, scores: Tensor, context: MaskingContext) -> Tensor:
-        expected = (context.images.shape[0], context.patches)
-        if tuple(scores.shape) != expected or scores.dtype != torch.float32:
-            raise ContractError(
-                f"strategy '{self.name}' ({type(self).__module__}) gave scores {scores.dtype} {list(scores.shape)}; "
-                f"the contract is float32 {list(expected)}, one score for each mask unit"
-            )
-        return scores
+
+def checked_scores(strategy: MaskingStrategy, scores: Tensor, context: MaskingContext) -> Tensor:
+    """The scores themselves, if they are float32 [B, N]; else ContractError names the strategy that made them."""
+    expected = (context.images.shape[0], context.patches)
+    if tuple(scores.shape) != expected or scores.dtype != torch.float32:
+        raise ContractError(
+            f"strategy '{strategy.name}' ({type(strategy).__module__}) gave scores {scores.dtype} "
+            f"{list(scores.shape)}; the contract is float32 {list(expected)}, one score for each mask unit"
+        )
+    return scores
 
 
 class RankedStrategy(Strategy):
     """A strategy that knows how hard each patch is: write `hardness`, and any curriculum goes with it."""
 
-    default_curriculum: str | Mapping[str, Any] | None = "adversary"
+    default_curriculum: ClassVar[str | Mapping[str, Any] | None] = "adversary"
 
     def hardness(self, context: MaskingContext) -> Tensor:
         """[B, N], high = hard to rebuild, or salient."""
@@ -276,7 +291,7 @@ class RankedStrategy(Strategy):
 
     def ranked(self, context: MaskingContext, hardness: Tensor) -> Tensor:
         """The scores that follow from a hardness [B, N], for strategies that change something about them."""
-        hardness = self._checked(hardness.to(torch.float32), context)
+        hardness = checked_scores(self, hardness.to(torch.float32), context)
         ranking = -hardness if context.factor > 0 else hardness
         by_rank = Mask.hide_top(ranking, self._taken(context), ties=context.noise(name="rank ties"))
         return context.noise() + by_rank.hidden
@@ -294,8 +309,8 @@ class CurriculumSchedule(Protocol):
 
     name: ClassVar[str]
 
-    def setup(self, epochs: int, steps: int) -> None:
-        """For schedules that move by epoch: how many there will be. Others need nothing."""
+    def setup(self, epochs: float, steps: int) -> None:
+        """For schedules that move by epoch: how many there will be, the last perhaps not whole. Others need nothing."""
         return  # a body, so that type checkers do not take it for abstract
 
     def __call__(self, progress: float) -> float:

@@ -25,7 +25,7 @@ from cattrs.errors import (
 from cattrs.gen import make_dict_structure_fn
 from torch import nn
 
-from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.errors import ContractError, MaskZooError, RecipeError
 from maskzoo.protocols import CurriculumSchedule, Part
 from maskzoo.registry import Kind, Registry, indefinite, nearest
 
@@ -221,6 +221,12 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if isinstance(getattr(type(value), "name", None), str):
         return {"use": type(value).name}  # a plugin without attrs fields has no options
+    if isinstance(value, Path):
+        return str(value)
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ContractError(
+            f"a recipe cannot hold a {type(value).__name__}; options are numbers, texts, lists, tables and plugins"
+        )
     return value
 
 

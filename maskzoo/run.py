@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -25,18 +26,18 @@ from torch import Tensor
 
 from maskzoo import checkpoint
 from maskzoo.build import build
-from maskzoo.data.batches import batches, prepare, steps_in_epoch
+from maskzoo.data.batches import batches, prepare, prepare_extra, steps_in_epoch
 from maskzoo.errors import DataError, MaskZooError, RecipeError
-from maskzoo.evaluation.features import WholeImages, evenly_spread
+from maskzoo.evaluation.features import WholeImages, evaluating, evenly_spread
 from maskzoo.pictures import Moment, covered, draw_curriculum, draw_moment, signed
 from maskzoo.protocols import Batch, Dataset
-from maskzoo.recipe import Recipe, make, read, shown, write
+from maskzoo.recipe import Recipe, describe, make, read, shown, write
 from maskzoo.registry import Registry
 from maskzoo.train import Session, look, train
 
 SHOWN_IMAGES = 8
 PLAIN_LINES = 20  # of progress in a run, where there is no terminal
-# What may change between a run and its resumption, since no figure depends on it.
+# What may change between a run and its resumption: no figure depends on it, or, of the device, only their rounding.
 FREE_KEYS = frozenset({"train.device", "train.workers", "train.pictures", "train.checkpoint_steps", "train.max_broken"})
 
 
@@ -52,13 +53,14 @@ def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None =
         raise RecipeError("--resume: say which run with --out")
     dataset: Dataset = make(registry, "dataset", recipe.data, "recipe.data")
     session = build(recipe, dataset, registry, steps_in_epoch=steps_in_epoch(dataset, recipe.train.batch_size))
-    folder = RunFolder(out if out is not None else _free_name(session))
-    if resume:
-        folder.refuse_another(session.recipe)
     evaluators = [
         make(registry, "evaluator", use, f"recipe.evaluation[{number}]") for number, use in enumerate(recipe.evaluation)
     ]
-    resumed = folder.open(session, resume=resume)
+    session.recipe = {**session.recipe, "evaluation": [describe(evaluator) for evaluator in evaluators]}
+    folder = RunFolder(out) if out is not None else RunFolder.claim(session)
+    if resume:
+        folder.refuse_another(session.recipe)
+    resumed = folder.open(session, console, resume=resume)
     folder.describe(session, registry)
     console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
     if resumed:
@@ -77,7 +79,7 @@ def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None =
     _train(session, dataset, recipe, folder, console)
     if "after" not in folder.evaluation():
         evaluate("after")
-    console.print(_closing(folder, dataset), highlight=False, markup=False)
+    console.print(_closing(folder, dataset, evaluators), highlight=False, markup=False)
     return folder.path
 
 
@@ -109,12 +111,13 @@ def _train(session: Session, dataset: Dataset, recipe: Recipe, folder: RunFolder
             now = time.perf_counter()
             speed = settings.batch_size / (now - started)
             started = now
-            metrics.write(json.dumps({**figures, "images_per_second": round(speed, 1)}) + "\n")
-            show(figures, speed)
-            if not math.isfinite(figures["loss"]):
+            bad = [f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)]
+            if bad:
                 last = checkpoint.found(folder.checkpoints)
                 kept = f"the last good checkpoint is '{last[-1]}'" if last else "there is no checkpoint yet"
-                raise MaskZooError(f"the loss is {figures['loss']} at step {figures['step']}; {kept}")
+                raise MaskZooError(f"at step {figures['step']} {', '.join(bad)}; {kept}")
+            metrics.write(json.dumps({**figures, "images_per_second": round(speed, 1)}) + "\n")
+            show(figures, speed)
             gallery.draw_if_due()
             if session.step % every == 0 or session.step == session.steps:
                 metrics.flush()
@@ -151,20 +154,53 @@ class RunFolder:
         if differing:
             raise RecipeError(f"--resume: the run in '{self.path}' is of another recipe: {'; '.join(differing)}")
 
-    def open(self, session: Session, *, resume: bool) -> bool:
-        """Make the folder, or bring the session and the folder to the newest checkpoint; True if there was one."""
-        newest = checkpoint.found(self.checkpoints)[-1:] if resume else []
-        for path in newest:
-            checkpoint.load(session, path)
+    @classmethod
+    def claim(cls, session: Session) -> RunFolder:
+        """A new folder runs/<masker>-<schedule>-<data>-s<seed>, with a number behind it where that is taken."""
+        masking = session.recipe["masking"]
+        parts = [masking["strategy"]["use"], masking["curriculum"]["use"], session.recipe["data"]["use"]]
+        if session.strategy.default_curriculum is None:
+            del parts[1]
+        name = "-".join([*parts, f"s{session.seed}"])
+        for number in itertools.count(1):
+            path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(parents=True)  # two runs that start at once must not get one folder
+            except FileExistsError:
+                continue
+            return cls(path)
+        raise AssertionError("there is always another number")
+
+    def open(self, session: Session, console: Console, *, resume: bool) -> bool:
+        """Make the folder, or bring the session and the folder to the newest good checkpoint; True if there was one."""
+        resumed = resume and self._load_newest(session, console)
         try:
+            write(session.recipe)  # what TOML cannot hold must be told before there is a folder
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise RecipeError(f"--out: '{self.path}' cannot be made: {problem}") from problem
         if resume:
-            self._cut(session.step)
-        return bool(newest)
+            self._cut(session.step, finished=session.step == session.steps)
+        return resumed
 
-    def _cut(self, step: int) -> None:
+    def _load_newest(self, session: Session, console: Console) -> bool:
+        """Load the newest checkpoint that can be read; the damaged ones stay where they are."""
+        problems: list[RecipeError] = []
+        for path in reversed(checkpoint.found(self.checkpoints)):
+            try:
+                checkpoint.read(path)
+            except RecipeError as problem:
+                problems.append(problem)
+                continue
+            for known in problems:
+                console.print(f"{known}; going back to '{path}'", style="yellow", highlight=False, markup=False)
+            checkpoint.load(session, path)
+            return True
+        if problems:
+            raise problems[0]
+        return False
+
+    def _cut(self, step: int, *, finished: bool) -> None:
         """Forget what came at or after `step`, which is about to be done again."""
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
@@ -173,6 +209,9 @@ class RunFolder:
         if step == 0:
             shutil.rmtree(self.path / "masks", ignore_errors=True)
             (self.path / "evaluation.json").unlink(missing_ok=True)
+        measured = self.evaluation()
+        if not finished and measured.pop("after", None) is not None:
+            _replace(self.path / "evaluation.json", json.dumps(measured, indent=2) + "\n")
 
     def describe(self, session: Session, registry: Registry) -> None:
         """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with."""
@@ -243,17 +282,6 @@ def _step_of(line: str) -> float:
         return math.inf  # a line that was being written when the run was killed
 
 
-def _free_name(session: Session) -> Path:
-    """runs/<masker>-<schedule>-<data>-s<seed>, with a number behind it where that is taken."""
-    masking = session.recipe["masking"]
-    parts = [masking["strategy"]["use"], masking["curriculum"]["use"], session.recipe["data"]["use"]]
-    if session.strategy.default_curriculum is None:
-        del parts[1]
-    base = Path("runs") / "-".join([*parts, f"s{session.seed}"])
-    names = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
-    return next(name for name in names if not name.exists())
-
-
 # ------------------------------------------------------------------------------------------------------ what is seen
 class Gallery:
     """The same images at several moments of training, as `masks/step-*.png` and, in one, `masks/curriculum.png`."""
@@ -289,15 +317,11 @@ class Gallery:
     @torch.no_grad()
     def _moment(self) -> Moment:
         session = self.session
-        modules: list[Any] = [session.objective, session.strategy]
-        modes = [module.training for module in modules]
-        for module in modules:
-            module.eval()
-        context = look(session, self.batch.to(session.device))
-        mask = session.strategy.mask(context)
-        picture = session.objective.picture(context.images, mask)
-        for module, mode in zip(modules, modes, strict=True):
-            module.train(mode)
+        players: Any = (session.objective, session.strategy)
+        with evaluating(players[0]), evaluating(players[1]):
+            context = look(session, self.batch.to(session.device))
+            mask = session.strategy.mask(context)
+            picture = session.objective.picture(context.images, mask)
         images = self._restored(context.images)
         rebuilt, self.note = (context.images, "") if picture is None else picture
         backbone = session.objective.backbone
@@ -311,18 +335,27 @@ class Gallery:
         )
 
     def _images(self) -> Batch:
-        split = self.dataset.test if len(self.dataset.test) else self.dataset.train
-        prepared, places = [], []
+        """Whole training images, with all that a strategy may look at."""
+        split, size = self.dataset.train, _image_size(self.session)
+        samples = {}
         for place in evenly_spread(len(split), SHOWN_IMAGES):
             try:
-                image = split[place].image
+                samples[place] = split[place]
             except DataError:
                 continue  # the gallery can do with one image less
-            prepared.append(prepare(image, _image_size(self.session), self.dataset.mean, self.dataset.std))
-            places.append(place)
-        if not prepared:
+        if not samples:
             raise DataError(f"none of the images of '{self.dataset.name}' that were to be drawn can be read")
-        return Batch(torch.stack(prepared), None, torch.tensor(places))
+        first = next(iter(samples.values()))
+        labels = [sample.label for sample in samples.values() if sample.label is not None]
+        return Batch(
+            torch.stack([prepare(s.image, size, self.dataset.mean, self.dataset.std) for s in samples.values()]),
+            torch.tensor(labels) if self.dataset.classes is not None else None,
+            torch.tensor(list(samples)),
+            {
+                name: torch.stack([prepare_extra(sample.extras[name], size) for sample in samples.values()])
+                for name in first.extras
+            },
+        )
 
     def _restored(self, images: Tensor) -> Tensor:
         """Normalised images back in [0, 1]."""
@@ -412,14 +445,15 @@ def _summary(session: Session, dataset: Dataset, recipe: Recipe, path: Path) -> 
     )
 
 
-def _closing(folder: RunFolder, dataset: Dataset) -> str:
+def _closing(folder: RunFolder, dataset: Dataset, evaluators: list[Any]) -> str:
     measured = folder.evaluation()
     lines = []
     for name, after in measured.get("after", {}).items():
         before = measured.get("before", {}).get(name)
         lines.append(f"{name}: {'?' if before is None else format(before, '.1%')} before, {after:.1%} after training")
-    if not lines:
-        why = "there are no labels" if dataset.classes is None else "there is nothing to measure on"
+    if not lines and evaluators:
+        why = "there are no labels" if dataset.classes is None else "there are no test images"
         lines.append(f"not evaluated: {why}")
-    lines.append(f"see {folder.path}/masks/curriculum.png")
+    picture = folder.path / "masks" / "curriculum.png"
+    lines.append(f"see {picture if picture.exists() else folder.path}")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from maskzoo.errors import ContractError
 from maskzoo.mask import Mask
 from maskzoo.protocols import Batch, CurriculumSchedule, MaskingContext, MaskingStrategy, Objective, Outcome
 from maskzoo.seeds import stream_seed
@@ -40,6 +41,7 @@ class Session:
     steps: int  # of the whole run
     steps_in_epoch: int
     device: torch.device
+    fingerprint: str = ""  # of the training images, by which a resumed run knows them again
     least: int = 0  # patches to hide and to show at the least: 1 under a moving ratio
     step: int = 0  # the next one to do
 
@@ -50,39 +52,44 @@ class Session:
 
 
 def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, float]]:
-    """Train on the batches, from the session's step on, and yield the figures of each step."""
+    """Train on the batches, from the session's step on, and yield the figures of each step.
+
+    Torch's global generator is seeded anew at each step.
+    """
     model_step, strategy_step = ModelStep(session.objective, session.strategy), StrategyStep(session.strategy)
     model_step.train()
     strategy_step.train()
+    trained = [parameter for parameter in strategy_step.parameters() if parameter.requires_grad]
     for batch in batches:
         # Drop path and dropout draw from the global generator; seeded by step, a resumed run draws the same.
         torch.manual_seed(stream_seed(session.seed, "dropout", session.step))
         context = look(session, batch.to(session.device))
         lr = set_lr(session.optimizer, session.lr(context.progress))
-        figures: dict[str, Tensor] = {}
 
         # The model's step.
-        mask, outcome, loss = model_step(context)
-        session.optimizer.zero_grad(set_to_none=True)
+        mask, outcome, loss, figures = model_step(context)
+        if mask.count not in (None, context.count):
+            raise ContractError(f"strategy '{session.strategy.name}' hid {mask.count} patches, not {context.count}")
         loss.backward()
         session.optimizer.step()
+        session.optimizer.zero_grad(set_to_none=True)
         if session.teacher is not None:
             session.teacher.follow(session.objective, session.decay(context.progress))  # type: ignore[arg-type]
         with torch.no_grad():
             for strategy, seen in session.strategy.active(context):
                 strategy.after_step(seen, mask, outcome)
-        figures |= {"loss": outcome.loss, **outcome.metrics}
+        del mask, outcome, loss  # their memory is wanted by what follows
 
         # The strategy's step: the same images, the same noise, the model as it has just become.
         if session.strategy_optimizer is not None:
             set_lr(session.strategy_optimizer, session.strategy_lr(context.progress))
-            session.strategy_optimizer.zero_grad(set_to_none=True)
             with unchanged(session.objective):
-                losses, metrics = strategy_step(context)
-                for learner, learner_loss in losses:
-                    learner_loss.backward(inputs=list(learner.parameters()))  # no gradient for the model
+                strategy_loss, strategy_figures = strategy_step(context)
+                if strategy_loss is not None:
+                    strategy_loss.backward(inputs=trained)  # no gradient for the model
             session.strategy_optimizer.step()
-            figures |= metrics
+            session.strategy_optimizer.zero_grad(set_to_none=True)
+            figures |= strategy_figures
 
         moment = {"step": session.step, "epoch": session.step // session.steps_in_epoch, "progress": context.progress}
         dials = {"factor": context.factor, "ratio": context.ratio, "hidden": context.count, "lr": lr}
@@ -127,15 +134,18 @@ class ModelStep(nn.Module):
         )
         self.hide, self.active = strategy.mask, strategy.active
 
-    def forward(self, context: MaskingContext) -> tuple[Mask, Outcome, Tensor]:
-        """The mask, the outcome, and the loss [] to go down on."""
+    def forward(self, context: MaskingContext) -> tuple[Mask, Outcome, Tensor, dict[str, Tensor]]:
+        """The mask, the outcome, the loss [] to go down on, and figures for the log."""
         mask = self.hide(context)
         outcome = self.objective(context.images, mask, context.labels, context.teacher)
+        figures = {"loss": outcome.loss.detach(), **outcome.metrics}
         loss = outcome.loss
         for strategy, seen in self.active(context):
             if strategy.learning == "joint":
-                loss = loss + strategy.loss(seen, mask, outcome)
-        return mask, outcome, loss
+                joint_loss, joint_figures = judged(strategy, seen, mask, outcome)
+                loss = loss + joint_loss
+                figures |= joint_figures
+        return mask, outcome, loss, figures
 
 
 class StrategyStep(nn.Module):
@@ -150,30 +160,44 @@ class StrategyStep(nn.Module):
         )
         self.active = strategy.active
 
-    def forward(self, context: MaskingContext) -> tuple[list[tuple[MaskingStrategy, Tensor]], dict[str, Tensor]]:
-        """A loss [] for each learner that is active now, and figures for the log."""
-        losses: list[tuple[MaskingStrategy, Tensor]] = []
+    def forward(self, context: MaskingContext) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The sum of the losses [] of the learners that are active now, if any is, and figures for the log.
+
+        They share no parameters, so each gets the gradient of its own loss.
+        """
+        losses: list[Tensor] = []
         figures: dict[str, Tensor] = {}
         for learner, seen in self.active(context):
             if learner.learning != "alternate":
                 continue  # a composite may be on a part that does not learn: nothing is spent on it
             mask = learner.soft_mask(seen)
             outcome = context.student(context.images, mask, context.labels, context.teacher)
-            losses.append((learner, learner.loss(seen, mask, outcome)))
-            who = f"{learner.name}{seen.stream}"  # a composite may hold two of a name
-            figures |= {f"{who}/{name}": value for name, value in outcome.metrics.items()}
-            figures[f"{who}/loss"] = losses[-1][1]
-        return losses, figures
+            loss, its_figures = judged(learner, seen, mask, outcome)
+            losses.append(loss)
+            figures |= its_figures
+        return (torch.stack(losses).sum() if losses else None), figures
+
+
+def judged(
+    learner: MaskingStrategy, context: MaskingContext, mask: Mask, outcome: Outcome
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A learner's loss [], and its terms for the log under the learner's name (and place, in a composite)."""
+    outcome = attrs.evolve(outcome, metrics={})  # the objective's own figures are not the learner's
+    loss = learner.loss(context, mask, outcome)
+    terms = {**outcome.metrics, "loss": loss.detach()}
+    return loss, {f"{learner.name}{context.stream}/{name}": value for name, value in terms.items()}
 
 
 @contextmanager
 def unchanged(module: Any) -> Iterator[None]:
     """Put every buffer back afterwards: one train-mode forward moves the statistics of each BatchNorm."""
     before = [buffer.clone() for buffer in module.buffers()]
-    yield
-    with torch.no_grad():
-        for buffer, saved in zip(module.buffers(), before, strict=True):
-            buffer.copy_(saved)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, saved in zip(module.buffers(), before, strict=True):
+                buffer.copy_(saved)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:

@@ -16,8 +16,8 @@ from maskzoo import Mask, MaskingContext, RankedStrategy, define, hookimpl
 class AttMask(RankedStrategy):
     """Rank patches by the teacher's attention: an adversary hides what it looks at most, a partner the least.
 
-    AttMask-High is the curriculum `adversary`, AttMask-Low is `partner`. With `hints`, a share of the most attended
-    patches is shown again, as in AttMask-Hint, and the count stays exact.
+    AttMask-High is the curriculum `adversary`, AttMask-Low is `partner`. With `hints`, an adversary shows a share of
+    the most attended patches again, as AttMask-Hint does, and the count stays exact.
     """
 
     name: ClassVar[str] = "attmask"
@@ -45,15 +45,14 @@ class AttMask(RankedStrategy):
     def scores(self, context: MaskingContext) -> Tensor:
         """[B, N]: by rank, with the hints below everything else, so that others are hidden in their place."""
         revealed = int(self.hints * context.ratio * context.patches)
-        if revealed == 0:
+        if revealed == 0 or context.factor >= 0:  # hints soften an adversary; a neutral stays uniform
             return super().scores(context)
         attention = self.hardness(context)
         eligible = int(self.hints * context.patches)
         most = Mask.hide_top(attention, eligible, ties=context.noise(name="hint ties"))
         drawn = Mask.hide_top(context.noise(name="hints") + most.hidden, revealed)
         # Out of the ranking, so that the next in rank are hidden in their place, and below all noise.
-        last = math.inf if context.factor > 0 else -math.inf
-        scores = self.ranked(context, attention.masked_fill(drawn.hidden, last))
+        scores = self.ranked(context, attention.masked_fill(drawn.hidden, -math.inf))
         return scores.masked_fill(drawn.hidden, -1.0)
 
 

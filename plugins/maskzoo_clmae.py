@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from maskzoo import Mask, MaskingContext, Objective, Outcome, Strategy, define, hookimpl
 
 DIVERSITY_SCALE = 0.1  # of the distance between two masks
+PDIST_DEVICES = ("cpu", "cuda", "xpu")  # torch has pdist for no other
 
 
 @define
@@ -72,10 +73,12 @@ class CLMAE(Strategy):
         """The four terms of the loss [], weighted, the reconstruction not yet multiplied by the factor."""
         assert mask.visibility is not None, "a learner's own step has a soft mask"
         keep = context.gather(mask.visibility)
+        patch = 1.0 / context.patches  # a moving ratio may begin at nothing, of which there is no logarithm
+        target = min(max(1.0 - context.ratio, patch), 1.0 - patch)
         return {
             "reconstruction": outcome.loss,
             "binary": self.binary_weight * binary_loss(keep, self.binary_width),
-            "kl": self.kl_weight * kl_loss(keep, 1.0 - context.ratio, self.kl_reduction),
+            "kl": self.kl_weight * kl_loss(keep, target, self.kl_reduction),
             "diversity": self.diversity_weight * diversity_loss(keep),
         }
 
@@ -107,7 +110,8 @@ def diversity_loss(keep: Tensor) -> Tensor:
     if len(keep) < 2:
         return keep.new_zeros(())
     # pdist's gradient is zero between identical rows, where that of a root of squares is not a number.
-    return torch.exp(-DIVERSITY_SCALE * torch.pdist(keep.float())).mean()
+    there = keep.float() if keep.device.type in PDIST_DEVICES else keep.float().cpu()
+    return torch.exp(-DIVERSITY_SCALE * torch.pdist(there)).mean().to(keep.device)
 
 
 @hookimpl

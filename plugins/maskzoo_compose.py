@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import attrs
 import torch
@@ -15,10 +15,13 @@ from maskzoo import (
     Mask,
     MaskingContext,
     MaskingStrategy,
+    MaskZooError,
     Objective,
     Outcome,
     Part,
+    RecipeError,
     Strategy,
+    checked_scores,
     define,
     hookimpl,
 )
@@ -41,13 +44,18 @@ class Composite(Strategy):
     def __attrs_post_init__(self) -> None:
         if not self.parts:
             raise ValueError("parts: a composite needs at least one")
-        self.needs = frozenset().union(*(part.strategy.needs for part in self.members))
+        for position, part in enumerate(self.members):
+            if getattr(type(part.strategy), "scores", None) in (None, Strategy.scores):
+                raise ValueError(f"parts: [{position}] '{part.strategy.name}' has no scores, so it cannot be combined")
         learning = {learner.learning for learner in self.learners()}
-        # With learners of both kinds each is still trained in its own way; the mask must then carry a gradient.
-        self.learning = "joint" if "joint" in learning else "alternate" if "alternate" in learning else "no"
         following = [part.strategy.default_curriculum for part in self.members if part.curriculum is None]
+        # A composite is what its parts make it, so what other classes declare is here said of the instance.
+        composite = cast(Any, self)
+        composite.needs = frozenset().union(*(part.strategy.needs for part in self.members))
+        # With learners of both kinds each is still trained in its own way; the mask must then carry a gradient.
+        composite.learning = "joint" if "joint" in learning else "alternate" if "alternate" in learning else "no"
         # The first part that knows a curriculum, and has none of its own, speaks for the others.
-        self.default_curriculum = next((default for default in following if default is not None), None)
+        composite.default_curriculum = next((default for default in following if default is not None), None)
         self.check()
 
     def check(self) -> None:
@@ -55,8 +63,11 @@ class Composite(Strategy):
 
     def setup(self, objective: Objective) -> None:
         """Set up every part."""
-        for part in self.members:
-            part.strategy.setup(objective)
+        for position, part in enumerate(self.members):
+            try:
+                part.strategy.setup(objective)
+            except (MaskZooError, ValueError) as problem:
+                raise RecipeError(str(problem), key=f"parts[{position}]") from problem
 
     def count(self, ratio: float, patches: int) -> int:
         """The count on which all parts agree. Raises ContractError where their roundings differ."""
@@ -75,7 +86,10 @@ class Composite(Strategy):
     def scores(self, context: MaskingContext) -> Tensor:
         """[B, N] float32: the parts' scores, combined."""
         playing = self.playing(context.progress)
-        scores = {position: self.members[position].strategy.scores(part) for position, part in self._seen(context)}
+        scores = {}
+        for position, part in self._seen(context):
+            strategy = self.members[position].strategy
+            scores[position] = checked_scores(strategy, strategy.scores(part), part)
         return scores[playing[0]] if len(playing) == 1 else self.combine(context, scores)
 
     def playing(self, progress: float) -> list[int]:
@@ -150,6 +164,12 @@ class Union(Composite):
     """
 
     name: ClassVar[str] = "union"
+
+    def check(self) -> None:
+        """No learners that need a gradient through the ranks."""
+        joint = [learner.name for learner in self.learners() if learner.learning == "joint"]
+        if joint:
+            raise ValueError(f"parts: '{joint[0]}' learns from its scores' gradient, which a union of ranks has not")
 
     def combine(self, context: MaskingContext, scores: Mapping[int, Tensor]) -> Tensor:
         """For each patch its best rank in any part; scores of different parts have no common scale."""

@@ -276,10 +276,10 @@ class ClmaeOfficial(CurriculumSchedule):
     name: ClassVar[str] = "clmae-official"
 
     def __attrs_post_init__(self) -> None:
-        self._epochs, self._steps = 0, 0
+        self._epochs, self._steps = 0.0, 0
 
-    def setup(self, epochs: int, steps: int) -> None:
-        """Take the number of epochs, and of steps in all of them."""
+    def setup(self, epochs: float, steps: int) -> None:
+        """Take the number of epochs, the last perhaps not whole, and of steps in all of them."""
         self._epochs, self._steps = epochs, steps
 
     def __call__(self, progress: float) -> float:
@@ -288,8 +288,8 @@ class ClmaeOfficial(CurriculumSchedule):
             raise ContractError(
                 "schedule 'clmae-official' moves by epoch: call its setup(epochs, steps) before asking for a value"
             )
-        epochs = self._epochs
-        epoch = round(progress * (self._steps - 1)) * epochs // self._steps
+        epochs = math.ceil(self._epochs)
+        epoch = math.floor(round(progress * (self._steps - 1)) * self._epochs / self._steps + 1e-9)
         return 1 - 2 * epoch / epochs if 2 * epoch < epochs else 1 - 2 * (epoch + 1) / epochs
 
 

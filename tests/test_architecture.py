@@ -59,6 +59,7 @@ PUBLIC = [
     "Split",
     "Strategy",
     "Teacher",
+    "checked_scores",
     "define",
     "hookimpl",
     "official",
@@ -201,6 +202,7 @@ CONSTANT_INITIALISERS = {"zeros_", "ones_", "constant_", "eye_", "dirac_"}
 # Initial weights come from the global generator, which `build` has seeded. (file, function): what it may call.
 INITIAL_WEIGHTS: dict[tuple[str, str], set[str]] = {
     ("maskzoo/objectives/reconstruct.py", "_initialise"): {"xavier_uniform_"},  # applied by `setup`
+    ("maskzoo/backbones/vit.py", "_initialise_as_mae"): {"xavier_uniform_", "normal_"},
 }
 # The global generator is seeded here, each time under `fork_rng`, for what cannot be given a generator.
 SEEDED = {

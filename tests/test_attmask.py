@@ -74,6 +74,13 @@ def test_hints_show_some_of_the_most_attended_and_keep_the_count():
     assert (often - revealed / 16).abs().max() < 0.12
 
 
+def test_a_neutral_with_hints_stays_uniform():
+    attention = torch.rand(4000, 64, generator=torch.Generator().manual_seed(1))
+    mask = strategy_of({"use": "attmask", "hints": 0.5}).mask(context_of(attention, 0.5, 0.0))
+    counts = mask.hidden.gather(1, attention.argsort(dim=1, descending=True)).sum(dim=0)
+    assert chisquare(counts.numpy()).pvalue > 1e-3
+
+
 def test_the_papers_own_hint_numbers():
     attention = torch.rand(20, 196, generator=torch.Generator().manual_seed(1))
     student = SimpleNamespace(backbone=SimpleNamespace(grid=(14, 14), attention=lambda images: attention))

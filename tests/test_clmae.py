@@ -67,7 +67,7 @@ def test_a_new_masker_is_undecided_and_learns_in_a_batch_of_one():
     scores = strategy.scores(context)
     assert scores.dtype == torch.float32
     assert (scores - 0.5).abs().mean() < 0.25
-    ((_, loss),), figures = StrategyStep(strategy)(context)
+    loss, figures = StrategyStep(strategy)(context)
     loss.backward(inputs=list(strategy.parameters()))
     assert all(parameter.grad.isfinite().all() for parameter in strategy.parameters())
     assert figures["clmae/diversity"].item() == 0.0
@@ -137,7 +137,7 @@ def test_a_partner_lowers_the_reconstruction_loss_and_an_adversary_raises_it(fac
     before = loss_under_its_masks()
     for number in range(60):
         context = MaskingContext.of(objective, half_textured(32, seed=number), 0.5, factor=factor)
-        ((_, loss),), _ = step(context)
+        loss, _ = step(context)
         optimizer.zero_grad()
         loss.backward(inputs=list(strategy.parameters()))
         optimizer.step()

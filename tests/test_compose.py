@@ -159,6 +159,35 @@ def test_bad_options_are_refused(use, sentence: str):
         strategy_of(use)
 
 
+def test_a_part_that_is_no_ranking_cannot_be_combined_and_is_named():
+    @define
+    class Own(Strategy):
+        name = "own"
+
+        def mask(self, context):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"\[1\] 'own' has no scores"):
+        Mix(parts=[Fixed(), Own()])
+
+
+def test_a_part_that_gives_wrong_scores_is_named():
+    @define
+    class Wrong(Strategy):
+        name = "wrong"
+
+        def scores(self, context):
+            return context.noise(3)
+
+    with pytest.raises(ContractError, match=r"strategy 'wrong' .* gave scores"):
+        Mix(parts=[Fixed(), Wrong()]).mask(context())
+
+
+def test_a_parts_setup_error_names_the_part():
+    with pytest.raises(RecipeError, match=r"recipe\.masking\.strategy\.parts\[1\]: 5 heads do not divide"):
+        tiny_session({"use": "mix", "parts": ["random", {"use": "clmae", "heads": 5}]})
+
+
 def test_composites_nest_to_any_depth_with_the_exact_count():
     use: object = "random"
     for depth in range(4):

@@ -62,7 +62,10 @@ class Scored(Strategy):
     name: ClassVar[str] = "scored"
 
     given: Any
-    learning: Any = "no"
+    learns: Any = "no"
+
+    def __attrs_post_init__(self) -> None:
+        self.learning = self.learns
 
     def scores(self, context: MaskingContext) -> Tensor:
         return self.given * 1

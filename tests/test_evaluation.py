@@ -204,7 +204,7 @@ def test_knn_agrees_with_scikit_learn(k: int, temperature: float) -> None:
     ).fit(train.double().numpy(), labels)
     expected = theirs.predict(test.double().numpy())
     assert (vote(train, labels, test, k=k, temperature=temperature).numpy() == expected).mean() > 0.99
-    (result,) = KNearestNeighbours(k=k, temperature=temperature, images=None)(encoder, dataset)
+    (result,) = KNearestNeighbours(k=k, temperature=temperature, images="all")(encoder, dataset)
     assert result == ("top1", pytest.approx((expected == truth.numpy()).mean(), abs=0.01))
 
 

@@ -173,6 +173,31 @@ def test_a_broken_image_is_skipped_named_and_counted(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path):
+    arguments = ["--set", "train.steps=9", "--set", "train.checkpoint_steps=3", *QUICK]
+    train(*arguments, "--out", tmp_path / "whole")
+    train(*arguments, "--out", tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    done = train(*arguments, "--out", tmp_path / "run", "--resume")
+    assert "cannot be read" in done.stdout
+    assert "resumed at step 6 of 9" in done.stdout
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_data_that_have_changed_since_are_refused(tmp_path: Path):
+    write_images(tmp_path / "images")
+    arguments = ["--data", tmp_path / "images", "--set", "train.steps=4", "--set", "data.size=32", *QUICK]
+    arguments += ["--batch-size", "8", "--out", tmp_path / "run"]
+    train(*arguments)
+    (tmp_path / "images" / "class-0" / "0.png").unlink()
+    done = maskzoo("train", *arguments, "--resume")
+    assert done.returncode == 2
+    assert "the data have changed" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_flat_folder_without_labels_trains_and_says_that_it_cannot_be_evaluated(tmp_path: Path):
     write_images(tmp_path / "images", classes=1, images=20)
     done = train(

@@ -9,7 +9,7 @@ import torch
 from helpers import random_batches, random_images, same_state, state_of, strategy_of, tiny_objective, tiny_session
 from torch import Tensor, nn
 
-from maskzoo import MaskingContext, Strategy, define
+from maskzoo import ContractError, Mask, MaskingContext, RecipeError, Strategy, define
 from maskzoo.protocols import Batch
 from maskzoo.train import ModelStep, StrategyStep, look, train, unchanged
 
@@ -49,9 +49,8 @@ def test_strategy_step_leaves_the_model_alone():
     session = tiny_session("clmae")
     context = look(session, next(random_batches(1)))
     before = state_of(session.objective)
-    (pair,), _ = StrategyStep(session.strategy)(context)
-    learner, loss = pair
-    loss.backward(inputs=list(learner.parameters()))
+    loss, _ = StrategyStep(session.strategy)(context)
+    loss.backward(inputs=list(session.strategy.parameters()))
     assert all(parameter.grad is None for parameter in session.objective.parameters())
     assert all(parameter.grad is not None for parameter in session.strategy.parameters())
     for group in session.strategy_optimizer.param_groups:
@@ -63,7 +62,7 @@ def test_strategy_step_leaves_the_model_alone():
 def test_model_step_leaves_the_strategy_alone():
     session = tiny_session("clmae")
     before = state_of(session.strategy)
-    _, _, loss = ModelStep(session.objective, session.strategy)(look(session, next(random_batches(1))))
+    _, _, loss, _ = ModelStep(session.objective, session.strategy)(look(session, next(random_batches(1))))
     loss.backward()
     assert all(parameter.grad is None for parameter in session.strategy.parameters())
     for group in session.optimizer.param_groups:
@@ -202,7 +201,8 @@ def test_a_joint_learner_is_moved_by_the_models_optimizer():
     figures = list(train(session, random_batches(3)))
     assert session.strategy_optimizer is None
     assert strategy.bias.abs().min() > 0
-    assert figures[-1]["bias"] != 0
+    assert figures[-1]["joint/bias"] != 0
+    assert figures[-1]["joint/loss"] != figures[-1]["loss"]
 
 
 def test_after_step_is_called_without_gradient_for_every_active_strategy():
@@ -260,3 +260,83 @@ def test_every_strategy_hides_exactly_the_count_on_a_real_model():
         strategy = strategy_of(use, objective)
         mask = strategy.mask(MaskingContext.of(objective, random_images(), 0.75, factor=-0.5, progress=0.7))
         assert mask.hidden.sum(dim=1).tolist() == [48] * 6
+
+
+def test_a_joint_learner_cannot_overwrite_the_models_figures():
+    @define
+    class Loud(Joint):
+        name = "loud"
+
+        def loss(self, context, mask, outcome):
+            outcome.metrics["loss"] = torch.tensor(777.0)
+            return super().loss(context, mask, outcome)
+
+    session = tiny_session()
+    session.strategy = Loud()
+    session.strategy.setup(session.objective)
+    (figures,) = train(session, random_batches(1))
+    assert figures["loss"] < 100
+    assert figures["loud/loss"] < 100
+
+
+def test_a_learner_may_have_frozen_parameters():
+    session = tiny_session("clmae")
+    session.strategy.cls_token.requires_grad_(False)
+    before = session.strategy.cls_token.clone()
+    list(train(session, random_batches(2)))
+    assert torch.equal(session.strategy.cls_token, before)
+
+
+def test_a_mask_of_another_count_is_refused():
+    @define
+    class Short(Strategy):
+        name = "short"
+
+        def mask(self, context):
+            return Mask.hide_top(context.noise(), context.count - 8)
+
+    session = tiny_session()
+    session.strategy = Short()
+    with pytest.raises(ContractError, match="'short' hid 40 patches, not 48"):
+        next(train(session, random_batches(1)))
+
+
+def test_two_learners_are_trained_in_one_step_each_by_its_own_loss():
+    session = tiny_session({"use": "mix", "parts": ["clmae", {"use": "clmae", "depth": 1}]})
+    context = look(session, next(random_batches(1)))
+    together, _ = StrategyStep(session.strategy)(context)
+    together.backward(inputs=list(session.strategy.parameters()))
+    gradients = {name: parameter.grad.clone() for name, parameter in session.strategy.named_parameters()}
+    for position, (learner, seen) in enumerate(session.strategy.active(context)):
+        mask = learner.soft_mask(seen)
+        learner.zero_grad()
+        loss = learner.loss(seen, mask, session.objective(context.images, mask))
+        loss.backward(inputs=list(learner.parameters()))
+        for name, parameter in learner.named_parameters():
+            expected = gradients[f"parts.{position}.strategy.{name}"]
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_moving_ratio_that_begins_at_nothing_leaves_the_masker_finite():
+    session = tiny_session("clmae", masking={"ratio": "linear:0:0.75"})
+    figures = list(train(session, random_batches(4)))
+    assert all(torch.isfinite(torch.tensor(list(step.values()))).all() for step in figures)
+    assert all(parameter.isfinite().all() for parameter in session.strategy.parameters())
+
+
+@pytest.mark.parametrize("curriculum", ["constant:5", "linear:3:-9"])
+def test_a_factor_beyond_partner_and_adversary_is_refused(curriculum):
+    with pytest.raises(RecipeError, match=r"recipe\.masking\.curriculum: must be between -1 and 1"):
+        tiny_session("attmask", masking={"curriculum": curriculum})
+    part = {"use": "attmask", "curriculum": curriculum}
+    with pytest.raises(RecipeError, match="a part's curriculum: must be between -1 and 1"):
+        tiny_session({"use": "mix", "parts": [part]})
+
+
+def test_an_annotated_declaration_is_refused_instead_of_becoming_an_option():
+    with pytest.raises(ContractError, match="needs would become an option"):
+
+        @define
+        class Annotated(Strategy):
+            name = "annotated"
+            needs: frozenset = frozenset()

@@ -47,6 +47,9 @@ class VitBackbone(nn.Module):
     channels: int = 3  # a run takes it from its data
     data_size: tuple[int, int] = (224, 224)  # a run takes it from its data
     position: Literal["timm", "sin-cos"] = "timm"  # "sin-cos": MAE's fixed table in place of learned positions
+    init: Literal["timm", "mae"] = (
+        "timm"  # initial weights: timm's, or MAE's (xavier-uniform, tokens of deviation 0.02)
+    )
     drop_path: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.lt(1.0)])
     pretrained: bool = False  # timm's weights, downloaded
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm.create_model
@@ -88,6 +91,8 @@ class VitBackbone(nn.Module):
         self.token_dim: int = self.model.embed_dim
         if not hasattr(self.model.blocks[-1], "attn") or not hasattr(self.model.blocks[-1].attn, "attn_drop"):
             self.provides = frozenset({"features"})  # type: ignore[misc]  # e.g. parallel blocks
+        if self.init == "mae" and not self.pretrained:
+            self._initialise_as_mae()
         self._place()
 
     @classmethod
@@ -111,7 +116,7 @@ class VitBackbone(nn.Module):
             tokens, rope = self._embed(images)
             prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
             return self._encode(torch.cat([prefix, patches * mask.visibility[..., None]], dim=1), rope)
-        pixels = mask.enlarge(self.grid, self.patch_size).hidden  # type: ignore[arg-type]
+        pixels = mask.hidden_on(self.grid, self.patch_size)  # type: ignore[arg-type]
         tokens, rope = self._embed(torch.where(pixels.view(-1, 1, *self.image_size), 0.0, images))  # type: ignore[misc]
         prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
         return self._encode(torch.cat([prefix, mask.keep(patches)], dim=1), self._kept_rope(rope, mask))
@@ -237,6 +242,20 @@ class VitBackbone(nn.Module):
     def _grid(self) -> tuple[int, int]:
         rows, columns = self.model.patch_embed.grid_size
         return rows, columns
+
+    def _initialise_as_mae(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        embedding = self.model.patch_embed
+        if isinstance(getattr(embedding, "proj", None), nn.Conv2d):
+            nn.init.xavier_uniform_(embedding.proj.weight.flatten(1))  # as the linear map of a patch that it is
+        for name in ("cls_token", "reg_token"):
+            token = getattr(self.model, name, None)
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
 
     def _place(self) -> None:
         """Positions: MAE's fixed table where asked for, and one for `tokens` where the model adds none to tokens."""

@@ -6,6 +6,7 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import attrs
 import torch
@@ -40,13 +41,23 @@ def prepare(image: Tensor, size: tuple[int, int], mean: Sequence[float], std: Se
 
     An image of another aspect ratio loses what is too much on both sides of its longer side.
     """
+    return _normalised(_middle(image, size)[None], mean, std)[0]
+
+
+def prepare_extra(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Side data [*, H, W] of a whole image as [*, *size], of the same part of it as `prepare`, by nearest neighbour."""
+    flat = values.reshape(-1, *values.shape[-2:])
+    return _middle(tv_tensors.Mask(flat), size).as_subclass(Tensor).reshape(*values.shape[:-2], *size)
+
+
+def _middle(image: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = image.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
     kept = min(height, max(1, round(size[0] / scale))), min(width, max(1, round(size[1] / scale)))
     middle = v2.functional.center_crop(image, list(kept))
     if kept != tuple(size):
         middle = v2.functional.resize(middle, list(size), interpolation=BICUBIC, antialias=True)
-    return _normalised(middle[None], mean, std)[0]
+    return cast(Tensor, middle)
 
 
 def batches(

@@ -51,7 +51,7 @@ class WholeImages:
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] float32, on the CPU, of prepared images [B, C, *size]."""
         # no_grad and not inference_mode: a probe may be trained on what comes out.
-        with _evaluating(self.backbone), torch.no_grad():
+        with evaluating(self.backbone), torch.no_grad():
             latent = self.backbone(images.to(self.device))  # [B, P + N, D]
         pooled = latent[:, 0] if self.pooling == "class" else latent[:, self.backbone.prefix :].float().mean(dim=1)
         features: Tensor = pooled.to("cpu", torch.float32)
@@ -98,7 +98,7 @@ def evenly_spread(total: int, wanted: int | None) -> list[int]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode inside, and then every part in the mode it was in, which need not be one for all."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

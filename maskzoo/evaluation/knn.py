@@ -6,7 +6,7 @@ Shapes: B test images at a time, M training images, K classes, D channels, k nei
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import attrs
 import torch
@@ -16,7 +16,6 @@ from torch.nn.functional import normalize
 from maskzoo.protocols import Dataset, Encoder, define
 
 SIMILARITIES = 2**24  # held at once: 64 MiB
-AT_LEAST_ONE: Any = attrs.validators.optional(attrs.validators.ge(1))
 
 
 @define
@@ -27,14 +26,19 @@ class KNearestNeighbours:
 
     k: int = attrs.field(default=20, validator=attrs.validators.ge(1))  # neighbours that vote
     temperature: float = attrs.field(default=0.07, validator=attrs.validators.gt(0))  # low: the nearest decide
-    images: int | None = attrs.field(default=10_000, validator=AT_LEAST_ONE)  # of each split at most; None: all
+    images: int | Literal["all"] = 10_000  # of each split, at most
+
+    def __attrs_post_init__(self) -> None:
+        if self.images != "all" and self.images < 1:
+            raise ValueError(f"images: must be at least 1, or 'all', got {self.images}")
 
     def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
         """Yield ("top1", the share of test images whose label is foretold); nothing without labels or test images."""
         if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
             return
-        train, labels = encoder.features(dataset.train, self.images)
-        test, truth = encoder.features(dataset.test, self.images)
+        most = None if self.images == "all" else self.images
+        train, labels = encoder.features(dataset.train, most)
+        test, truth = encoder.features(dataset.test, most)
         if labels is None or truth is None:
             return
         foretold = vote(train, labels, test, k=self.k, temperature=self.temperature)
