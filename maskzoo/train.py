@@ -59,6 +59,8 @@ def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, floa
     model_step, strategy_step = ModelStep(session.objective, session.strategy), StrategyStep(session.strategy)
     model_step.train()
     strategy_step.train()
+    model_step.zero_grad(set_to_none=True)  # whatever somebody left there before
+    strategy_step.zero_grad(set_to_none=True)
     trained = [parameter for parameter in strategy_step.parameters() if parameter.requires_grad]
     for batch in batches:
         # Drop path and dropout draw from the global generator; seeded by step, a resumed run draws the same.
@@ -94,7 +96,7 @@ def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, floa
         moment = {"step": session.step, "epoch": session.step // session.steps_in_epoch, "progress": context.progress}
         dials = {"factor": context.factor, "ratio": context.ratio, "hidden": context.count, "lr": lr}
         session.step += 1
-        yield {**moment, **fetched(figures), **dials}
+        yield {**moment, **fetched(figures), **moment, **dials}  # no figure may pass for one of ours
 
 
 def look(session: Session, batch: Batch) -> MaskingContext:
