@@ -108,9 +108,7 @@ def _train(session: Session, dataset: Dataset, recipe: Recipe, folder: RunFolder
     with folder.metrics() as metrics, display(session, console) as show:
         started = time.perf_counter()
         for figures in train(session, folder.watched(source, console)):
-            now = time.perf_counter()
-            speed = settings.batch_size / (now - started)
-            started = now
+            speed = settings.batch_size / (time.perf_counter() - started)
             bad = [f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)]
             if bad:
                 last = checkpoint.found(folder.checkpoints)
@@ -123,7 +121,7 @@ def _train(session: Session, dataset: Dataset, recipe: Recipe, folder: RunFolder
                 metrics.flush()
                 os.fsync(metrics.fileno())  # the lines before a checkpoint must outlive it
                 checkpoint.save(session, folder.checkpoints)
-                started = time.perf_counter()
+            started = time.perf_counter()  # pictures and checkpoints are not the speed of training
     gallery.draw_all()
 
 
