@@ -54,26 +54,25 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
     strategy.to(device)
     check_needs(strategy, objective, dataset)
 
-    def schedule(use: Use, path: str) -> CurriculumSchedule:
+    def schedule(use: Use, path: str, low: float = -math.inf, high: float = math.inf) -> CurriculumSchedule:
         made: CurriculumSchedule = make(registry, "schedule", use, path)
         made.setup(steps / steps_in_epoch, steps)
+        check_range(made, path, moments, low, high)
         return made
 
     for inner in [*schedules_in(strategy), *schedules_in(objective)]:
         inner.setup(steps / steps_in_epoch, steps)
     for part in strategy.modules():
         if isinstance(part, Part) and part.curriculum is not None:
-            within(part.curriculum, "recipe.masking.strategy: a part's curriculum", moments, -1.0, 1.0)
+            check_range(part.curriculum, "recipe.masking.strategy: a part's curriculum", moments, -1.0, 1.0)
     ratio = schedule(recipe.masking.ratio, "recipe.masking.ratio")
     least = check_ratio(ratio, strategy, math.prod(objective.backbone.grid), moments)
-    curriculum = schedule(choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum")
-    within(curriculum, "recipe.masking.curriculum", moments, -1.0, 1.0)
+    curriculum = schedule(choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum", -1.0, 1.0)
     refuse_meaningless(curriculum, strategy, moments)
-    lr = within(schedule(recipe.optimizer.lr, "recipe.optimizer.lr"), "recipe.optimizer.lr", moments, 0.0)
+    lr = schedule(recipe.optimizer.lr, "recipe.optimizer.lr", 0.0)
     own = recipe.masking.optimizer or recipe.optimizer
-    strategy_lr = schedule(own.lr, "recipe.masking.optimizer.lr")
-    within(strategy_lr, "recipe.masking.optimizer.lr", moments, 0.0)
-    decay = within(schedule(recipe.teacher.decay, "recipe.teacher.decay"), "recipe.teacher.decay", moments, 0.0, 1.0)
+    strategy_lr = schedule(own.lr, "recipe.masking.optimizer.lr", 0.0)
+    decay = schedule(recipe.teacher.decay, "recipe.teacher.decay", 0.0, 1.0)
 
     joint = [learner for learner in strategy.learners() if learner.learning == "joint"]
     alternate = [learner for learner in strategy.learners() if learner.learning == "alternate"]
@@ -167,15 +166,12 @@ def refuse_meaningless(curriculum: CurriculumSchedule, strategy: MaskingStrategy
         )
 
 
-def within(
-    schedule: CurriculumSchedule, path: str, moments: list[float], low: float, high: float = math.inf
-) -> CurriculumSchedule:
-    """The schedule itself, if none of its values leaves [low, high]."""
+def check_range(schedule: CurriculumSchedule, path: str, moments: list[float], low: float, high: float) -> None:
+    """Refuse a schedule of which a value leaves [low, high] at one of the moments."""
     for progress in moments:
         if not low <= schedule(progress) <= high:
             bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
             raise RecipeError(f"{path}: must be {bounds}, got {schedule(progress):g} at progress {progress:g}")
-    return schedule
 
 
 def points(steps: int) -> list[float]:

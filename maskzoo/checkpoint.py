@@ -35,9 +35,11 @@ def found(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", path.name))
 
 
-def load(session: Session, path: Path) -> None:
-    """Bring a session to where the checkpoint left it. Raises RecipeError where it is not of the same recipe."""
-    state = read(path)
+def load(session: Session, state: dict[str, Any], path: Path) -> None:
+    """Bring a session to where the checkpoint at `path`, read as `state`, left it.
+
+    Raises RecipeError where it is not of the same recipe or data.
+    """
     for name in ("steps", "steps_in_epoch", "fingerprint"):
         if state.get(name) != getattr(session, name):
             raise RecipeError(

@@ -173,7 +173,6 @@ class RunFolder:
         """Make the folder, or bring the session and the folder to the newest good checkpoint; True if there was one."""
         resumed = resume and self._load_newest(session, console)
         try:
-            write(session.recipe)  # what TOML cannot hold must be told before there is a folder
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise RecipeError(f"--out: '{self.path}' cannot be made: {problem}") from problem
@@ -186,13 +185,13 @@ class RunFolder:
         problems: list[RecipeError] = []
         for path in reversed(checkpoint.found(self.checkpoints)):
             try:
-                checkpoint.read(path)
+                state = checkpoint.read(path)
             except RecipeError as problem:
                 problems.append(problem)
                 continue
             for known in problems:
                 console.print(f"{known}; going back to '{path}'", style="yellow", highlight=False, markup=False)
-            checkpoint.load(session, path)
+            checkpoint.load(session, state, path)
             return True
         if problems:
             raise problems[0]

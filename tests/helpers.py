@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
 from maskzoo import Recipe, Registry, Sample, Session
@@ -123,3 +124,13 @@ def same_state(module: Any, before: Mapping[str, Tensor]) -> bool:
     """Whether nothing has changed, to the bit."""
     after = module.state_dict()
     return before.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def chance_of_uniform(hidden: Tensor) -> float:
+    """How likely such uneven counts by position are, if each image of [B, N] hides as many, drawn uniformly."""
+    images, patches = hidden.shape
+    share = float(hidden.double().mean())
+    expected = images * share
+    # Drawn without replacement, the counts of an image are correlated by -1 / (N - 1).
+    statistic = float(((hidden.sum(dim=0) - expected) ** 2).sum()) / (expected * (1 - share)) * (patches - 1) / patches
+    return float(chi2.sf(statistic, patches - 1))

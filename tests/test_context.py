@@ -10,7 +10,7 @@ import attrs
 import maskzoo_random
 import pytest
 import torch
-from scipy.stats import chi2
+from helpers import chance_of_uniform
 from torch import Tensor, nn
 
 from maskzoo import ContractError, Mask, MaskingContext, RankedStrategy, Strategy, define
@@ -23,16 +23,6 @@ def objective_on(*grid: int) -> Any:
 
 def context_on(*grid: int, batch: int = 4, ratio: float = 0.75, **others: Any) -> MaskingContext:
     return MaskingContext.of(objective_on(*grid), torch.zeros(batch, 1, 1, 1), ratio, **others)
-
-
-def chance_of_uniform(hidden: Tensor) -> float:
-    """How likely such uneven counts by position are, if each image of [B, N] hides as many, drawn uniformly."""
-    images, patches = hidden.shape
-    share = float(hidden.double().mean())
-    expected = images * share
-    # Drawn without replacement, the counts of an image are correlated by -1 / (N - 1).
-    statistic = float(((hidden.sum(dim=0) - expected) ** 2).sum()) / (expected * (1 - share)) * (patches - 1) / patches
-    return float(chi2.sf(statistic, patches - 1))
 
 
 @define

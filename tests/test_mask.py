@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import chance_of_uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2
 from torch import Tensor
 
 from maskzoo import ContractError, Mask
@@ -20,16 +20,6 @@ GRIDS = [(1,), (9,), (1, 1), (1, 9), (9, 1), (2, 2), (7, 13), (3, 4, 5), (1, 1, 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def chance_of_uniform(hidden: Tensor) -> float:
-    """How likely such uneven counts by position are, if each image of [B, N] hides as many, drawn uniformly."""
-    images, patches = hidden.shape
-    share = float(hidden.double().mean())
-    expected = images * share
-    # Drawn without replacement, the counts of an image are correlated by -1 / (N - 1).
-    statistic = float(((hidden.sum(dim=0) - expected) ** 2).sum()) / (expected * (1 - share)) * (patches - 1) / patches
-    return float(chi2.sf(statistic, patches - 1))
 
 
 @st.composite

@@ -839,3 +839,16 @@ def test_nonsense_is_refused_with_the_key_that_holds_it(options: dict[str, Any],
     with pytest.raises(RecipeError) as caught:
         VitBackbone(**{"options": TINY, "data_size": (64, 64), **options})
     assert caught.value.key == key
+
+
+def test_maes_initial_weights_are_xavier_uniform_and_its_tokens_of_deviation_002():
+    torch.manual_seed(0)
+    backbone = VitBackbone(patch_size=4, data_size=(32, 32), init="mae", options={"embed_dim": 96, "num_heads": 3})
+    linear = backbone.model.blocks[0].mlp.fc1
+    embedding = backbone.model.patch_embed.proj
+    for weight, fan in ((linear.weight, 96 + 384), (embedding.weight, 3 * 16 + 96)):
+        bound = (6 / fan) ** 0.5
+        assert 0.97 * bound < weight.abs().max() <= bound
+        assert abs(weight.std() / (bound / 3**0.5) - 1) < 0.05
+    assert not linear.bias.any()
+    assert 0.015 < backbone.model.cls_token.std() < 0.025

@@ -112,14 +112,16 @@ class VitBackbone(nn.Module):
         if mask.hidden.shape != (images.shape[0], math.prod(self.grid)):
             expected = [images.shape[0], math.prod(self.grid)]
             raise ContractError(f"the mask is {list(mask.hidden.shape)}, but these images have patches {expected}")
-        if mask.visibility is not None:
-            tokens, rope = self._embed(images)
-            prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
-            return self._encode(torch.cat([prefix, patches * mask.visibility[..., None]], dim=1), rope)
-        pixels = mask.hidden_on(self.grid, self.patch_size)  # type: ignore[arg-type]
-        tokens, rope = self._embed(torch.where(pixels.view(-1, 1, *self.image_size), 0.0, images))  # type: ignore[misc]
+        if mask.visibility is None:
+            pixels = mask.hidden_on(self.grid, self.patch_size)  # type: ignore[arg-type]
+            images = torch.where(pixels.view(-1, 1, *self.image_size), 0.0, images)  # type: ignore[misc]
+        tokens, rope = self._embed(images)
         prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
-        return self._encode(torch.cat([prefix, mask.keep(patches)], dim=1), self._kept_rope(rope, mask))
+        if mask.visibility is None:
+            patches, rope = mask.keep(patches), self._kept_rope(rope, mask)
+        else:
+            patches = patches * mask.visibility[..., None]
+        return self._encode(torch.cat([prefix, patches], dim=1), rope)
 
     def tokens(self, images: Tensor) -> Tensor:
         """[B, N, D]: embedded patches plus position, as the first block sees them."""
