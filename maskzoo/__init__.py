@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from maskzoo.protocols import Dataset as Dataset
     from maskzoo.protocols import Encoder as Encoder
     from maskzoo.protocols import Evaluator as Evaluator
+    from maskzoo.protocols import Logger as Logger
     from maskzoo.protocols import MaskingContext as MaskingContext
     from maskzoo.protocols import MaskingStrategy as MaskingStrategy
     from maskzoo.protocols import Objective as Objective
@@ -54,6 +55,7 @@ _HOMES = {
             "Dataset",
             "Encoder",
             "Evaluator",
+            "Logger",
             "MaskingContext",
             "MaskingStrategy",
             "Objective",
@@ -78,6 +80,7 @@ __all__ = [  # pinned by a test against _HOMES
     "Dataset",
     "Encoder",
     "Evaluator",
+    "Logger",
     "Mask",
     "MaskZooError",
     "MaskingContext",

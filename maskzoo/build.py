@@ -13,7 +13,9 @@ from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers,
 from torch import nn
 
 from maskzoo.backbones import skeleton
+from maskzoo.engine import Engine, Mover, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, RecipeError
+from maskzoo.processes import world
 from maskzoo.protocols import (
     Backbone,
     CurriculumSchedule,
@@ -22,13 +24,15 @@ from maskzoo.protocols import (
     Objective,
     Part,
 )
-from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, Use, describe, make, plain_of
+from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, TrainRecipe, Use, describe, make, plain_of
 from maskzoo.registry import Registry, nearest
 from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
 from maskzoo.train import Session
 
 MOST_POINTS = 20_001
+FUSED = ("adam", "adamw")  # torch's own, of which all parameters are moved in one go
+FIRST_SCALE = 2.0**14  # of an fp16 loss; torch's 2 ** 16 overflows in the first steps of most runs
 
 
 def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoch: int) -> Session:
@@ -39,7 +43,7 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
     train = recipe.train
     steps = train.steps or train.epochs * steps_in_epoch
     moments = points(steps)
-    device = choose_device(train.device)
+    engine = make_engine(train)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(train.seed, "model"))
@@ -50,8 +54,8 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
         strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
         _refuse_lost_parameters(strategy)
         _set_up("recipe.masking.strategy", strategy, objective)
-    objective.to(device)
-    strategy.to(device)
+    objective.to(engine.device)
+    strategy.to(engine.device)
     check_needs(strategy, objective, dataset)
 
     def schedule(use: Use, path: str, low: float = -math.inf, high: float = math.inf) -> CurriculumSchedule:
@@ -79,7 +83,13 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
     for learner in strategy.learners():
         if not any(parameter.requires_grad for parameter in learner.parameters()):
             raise RecipeError(f"recipe.masking.strategy: '{learner.name}' learns, but has no parameter to train")
-    needs_teacher = "teacher" in strategy.needs | objective.needs
+    if engine.sharded and joint:
+        raise RecipeError(
+            f"recipe.train.parallel: the loss of strategy '{joint[0].name}' joins the model's, and such a strategy "
+            "cannot be sharded; use ddp"
+        )
+    teacher = Teacher(objective) if "teacher" in strategy.needs | objective.needs else None
+    prepare_memory(objective, teacher, train, engine)
     uses = {
         "data": _described(dataset),
         "backbone": describe(backbone),
@@ -89,17 +99,19 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
         ),
         "optimizer": attrs.evolve(recipe.optimizer, lr=describe(lr)),
         "teacher": attrs.evolve(recipe.teacher, decay=describe(decay)),
+        "train": attrs.evolve(train, precision=engine.precision),
     }
     if recipe.masking.optimizer is not None:
         own_described = attrs.evolve(own, lr=describe(strategy_lr))
         uses["masking"] = attrs.evolve(uses["masking"], optimizer=own_described)
     return Session(
         recipe=plain_of(attrs.evolve(recipe, **uses)),
+        engine=engine,
         objective=objective,
         strategy=strategy,
-        teacher=Teacher(objective) if needs_teacher else None,
-        optimizer=make_optimizer(recipe.optimizer, [objective, *joint], "recipe.optimizer"),
-        strategy_optimizer=make_optimizer(own, alternate, "recipe.masking.optimizer") if alternate else None,
+        teacher=teacher,
+        mover=make_mover(recipe.optimizer, [objective, *joint], "recipe.optimizer", engine),
+        strategy_mover=make_mover(own, alternate, "recipe.masking.optimizer", engine) if alternate else None,
         lr=lr,
         strategy_lr=strategy_lr,
         ratio=ratio,
@@ -108,10 +120,46 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
         seed=train.seed,
         steps=steps,
         steps_in_epoch=steps_in_epoch,
-        device=device,
         fingerprint=fingerprint(dataset),
         least=least,
+        accumulate=train.accumulate,
+        strategy_every=recipe.masking.strategy_every,
     )
+
+
+def make_engine(train: TrainRecipe) -> Engine:
+    """The device, precision and processes of a run, checked against each other."""
+    device = choose_device(train.device)
+    precision = choose_precision(train.precision, device)
+    sharded = train.parallel == "fsdp2" and world() > 1
+    shares = world() * train.accumulate
+    if train.batch_size % shares:
+        micro = f" x {train.accumulate} micro-batches" if train.accumulate > 1 else ""
+        raise RecipeError(
+            f"recipe.train.batch_size: is that of all processes together, and {train.batch_size} images do not divide "
+            f"among {world()} processes{micro}; {round(train.batch_size / shares) * shares or shares} would"
+        )
+    if precision == "fp16" and sharded:
+        raise RecipeError("recipe.train.precision: fp16 cannot be had with fsdp2; use bf16, which needs no scaling")
+    return Engine(device, precision, sharded)
+
+
+def prepare_memory(objective: Any, teacher: Teacher | None, train: TrainRecipe, engine: Engine) -> None:
+    """Recompute, compile and shard the blocks as the recipe says; after this the objective is not copied any more."""
+    if train.recompute:
+        recompute(objective)
+    if train.compile:
+        compile_blocks(objective)
+    if engine.sharded:
+        engine.shard(objective)
+        if teacher is not None:
+            engine.shard(teacher.module)
+
+
+def make_mover(recipe: OptimizerRecipe, modules: list[Any], path: str, engine: Engine) -> Mover:
+    """What moves the modules' parameters."""
+    scaler = torch.amp.GradScaler(engine.device.type, init_scale=FIRST_SCALE) if engine.precision == "fp16" else None
+    return Mover(make_optimizer(recipe, modules, path), recipe.clip, scaler)
 
 
 def make_backbone(use: Use, dataset: Dataset, registry: Registry) -> Backbone:
@@ -248,23 +296,12 @@ def make_optimizer(recipe: OptimizerRecipe, modules: list[Any], path: str) -> to
         options.setdefault("betas", tuple(recipe.betas))
     elif tuple(recipe.betas) != OptimizerRecipe().betas:
         raise RecipeError(f"{path}.betas: the optimizer '{recipe.use}' has none")
+    if recipe.use in FUSED:
+        options.setdefault("fused", True)
     try:
         return create_optimizer_v2(groups, opt=recipe.use, lr=0.0, **options)  # type: ignore[no-any-return]
     except (ValueError, TypeError, AssertionError, KeyError) as problem:
         raise RecipeError(f"{path}.options: {recipe.use} refuses them: {problem}") from problem
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name, or the best there is for "auto"."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as problem:  # NotImplementedError is a RuntimeError
-        reason = str(problem).splitlines()[0]
-        raise RecipeError(f"recipe.train.device: '{name}' cannot be used here: {reason}") from None
-    return device
 
 
 def fingerprint(dataset: Dataset) -> str:

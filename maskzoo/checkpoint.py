@@ -1,38 +1,101 @@
-"""What a stopped run needs to go on, in one file that is either whole or not there."""
+"""What a stopped run needs to go on: a file, or for a sharded model a folder, that is either whole or not there."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
-from maskzoo.errors import RecipeError
-from maskzoo.train import Session
+from maskzoo import processes
+from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.train import ModelStep, Session
 
 KEPT = 2  # checkpoints of a run, the newest ones
+FORMAT = 1  # of what `state_of` gives; a change that an older MaskZoo could not read raises it
+REST = "rest.pt"  # of a sharded checkpoint: all that is not sharded
 
 
 def save(session: Session, folder: Path) -> Path:
-    """Write the session beside, then rename it into place, and forget all but the newest checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{session.step:08d}.pt"
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
-        torch.save(state_of(session), file)
+    """Write the session beside, then rename it into place, and forget all but the newest checkpoints.
+
+    All processes call this. Raises MaskZooError where it cannot be written, e.g. on a full disk; the checkpoints that
+    are there stay whole.
+    """
+    kind = "" if session.engine.sharded else ".pt"
+    path = folder / f"step-{session.step:08d}{kind}"
+    beside = path.with_name(path.name + ".part")
+    state = state_of(session)
+    problem: str | None = None
+    if processes.first():
+        problem = _tried(lambda: _begin(beside, state, session.engine.sharded), beside)
+    problem = processes.first_heard(problem)
+    if problem is None and session.engine.sharded:
+        problem = processes.first_heard(_tried(lambda: _save_shards(session, beside), beside))
+    if problem is None and processes.first():
+        problem = _tried(lambda: _finish(beside, path), beside)
+    problem = processes.first_heard(problem)
+    if problem is not None:
+        last = found(folder)
+        kept = f"the last one, '{last[-1]}', is whole" if last else "there was none before"
+        raise MaskZooError(f"the checkpoint of step {session.step} cannot be written: {problem}; {kept}")
+    return path
+
+
+def _begin(beside: Path, state: dict[str, Any], in_folder: bool) -> None:
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    _remove(beside)
+    if in_folder:
+        beside.mkdir()
+    with (beside / REST if in_folder else beside).open("wb") as file:
+        torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _finish(beside: Path, path: Path) -> None:
+    _remove(path)  # of a step that was done before the run went back
     os.replace(beside, path)
-    for old in found(folder)[:-KEPT]:
-        old.unlink()
-    return path
+    for old in found(path.parent)[:-KEPT]:
+        _remove(old)
+
+
+def _tried(action: Callable[[], None], beside: Path) -> str | None:
+    """Do it, or say why it failed, and leave nothing half written."""
+    try:
+        action()
+    except (OSError, RuntimeError, CheckpointException) as problem:  # torch's writer has errors of its own
+        full = shutil.disk_usage(beside.parent).free < 2**20 if beside.parent.exists() else False
+        _remove(beside)
+        return "the disk is full" if full else (str(problem).splitlines() or [type(problem).__name__])[0]
+    return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def found(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", path.name))
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}(\.pt)?", path.name))
 
 
 def load(session: Session, state: dict[str, Any], path: Path) -> None:
@@ -40,27 +103,38 @@ def load(session: Session, state: dict[str, Any], path: Path) -> None:
 
     Raises RecipeError where it is not of the same recipe or data.
     """
+    if state.get("format", 1) > FORMAT:
+        raise RecipeError(f"the checkpoint '{path}' is of a newer MaskZoo; this one cannot read it")
     for name in ("steps", "steps_in_epoch", "fingerprint"):
         if state.get(name) != getattr(session, name):
             raise RecipeError(
                 f"the data have changed since the checkpoint '{path}' was made: {name.replace('_', ' ')} "
                 f"{state.get(name)} then, {getattr(session, name)} now"
             )
+    if session.engine.sharded and not path.is_dir():
+        raise RecipeError(f"the checkpoint '{path}' is not of a sharded model; go on with recipe.train.parallel ddp")
     try:
-        live = _live(session)
+        live = _live(session, whole=not path.is_dir())
         if set(state["state"]) != set(live):
             raise ValueError(f"it holds {sorted(state['state'])}, the recipe makes {sorted(live)}")
         for name, part in live.items():
             part.load_state_dict(state["state"][name])
+        if path.is_dir():
+            _load_shards(session, state, path)
     except (RuntimeError, ValueError, KeyError) as problem:
         raise RecipeError(f"the checkpoint '{path}' is not of this recipe: {problem}") from problem
     session.step = state["step"]
+    session.lr_factor = state.get("lr_factor", 1.0)
 
 
 def read(path: Path) -> dict[str, Any]:
     """The plain content of a checkpoint: tensors, numbers and texts only, nothing that could run."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if path.is_dir():
+            _Reader(path / "shards").read_metadata()
+        state: dict[str, Any] = torch.load(
+            path / REST if path.is_dir() else path, map_location="cpu", weights_only=True
+        )
     except Exception as problem:  # a truncated file fails in as many ways as there are bytes
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise RecipeError(f"the checkpoint '{path}' cannot be read: {reason}") from problem
@@ -68,23 +142,87 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def state_of(session: Session) -> dict[str, Any]:
-    """Everything that a session's future depends on; random draws depend on seed and step alone."""
-    return {
+    """Everything that a session's future depends on; random draws depend on seed and step alone.
+
+    Of a sharded model only what is not sharded, and the settings of its optimizer.
+    """
+    state = {
+        "format": FORMAT,
         "step": session.step,
         "steps": session.steps,
         "steps_in_epoch": session.steps_in_epoch,
         "fingerprint": session.fingerprint,
+        "lr_factor": session.lr_factor,
         "recipe": dict(session.recipe),
-        "state": {name: part.state_dict() for name, part in _live(session).items()},
+        "state": {name: part.state_dict() for name, part in _live(session, whole=not session.engine.sharded).items()},
     }
+    if session.engine.sharded:
+        state["optimizer"] = {"param_groups": _optimizer_state(session)["param_groups"]}
+    return state
 
 
-def _live(session: Session) -> dict[str, Any]:
-    parts = {
-        "objective": session.objective,
-        "strategy": session.strategy,
-        "teacher": session.teacher,
-        "optimizer": session.optimizer,
-        "strategy_optimizer": session.strategy_optimizer,
-    }
+def _live(session: Session, *, whole: bool) -> dict[str, Any]:
+    """What has a state, by name; of a session whose model is not `whole` in one process, all but that."""
+    parts: dict[str, Any] = {"strategy": session.strategy, "strategy_optimizer": session.strategy_mover}
+    if whole:
+        parts |= {"objective": session.objective, "teacher": session.teacher, "optimizer": session.mover}
     return {name: part for name, part in parts.items() if part is not None}
+
+
+# ------------------------------------------------------------------------------------------------- sharded checkpoints
+def _optimizer_state(session: Session) -> dict[str, Any]:
+    step = ModelStep(session.objective, session.strategy)  # the module whose parameters the optimizer moves
+    return get_optimizer_state_dict(step, session.mover.optimizer)
+
+
+def _shards(session: Session) -> dict[str, Any]:
+    """The tensors that are spread over the processes; tensors only, since torch would pickle anything else."""
+    parts = {
+        "objective": get_model_state_dict(session.objective),  # type: ignore[arg-type]
+        "optimizer": _optimizer_state(session)["state"],
+    }
+    if session.teacher is not None:
+        parts["teacher"] = get_model_state_dict(session.teacher.module)
+    return parts
+
+
+def _save_shards(session: Session, folder: Path) -> None:
+    state_dict_saver.save(_shards(session), checkpoint_id=folder / "shards", no_dist=processes.world() == 1)
+
+
+def _load_shards(session: Session, state: dict[str, Any], folder: Path) -> None:
+    """Load a sharded checkpoint, into any number of processes, the model sharded or whole."""
+    shards = _shards(session)
+    state_dict_loader.load(shards, storage_reader=_Reader(folder / "shards"), no_dist=processes.world() == 1)
+    set_model_state_dict(session.objective, shards["objective"])  # type: ignore[arg-type]
+    step = ModelStep(session.objective, session.strategy)
+    optimizer = {"state": shards["optimizer"], **state["optimizer"]}
+    set_optimizer_state_dict(step, session.mover.optimizer, optim_state_dict=optimizer)
+    if session.teacher is not None:
+        set_model_state_dict(session.teacher.module, shards["teacher"])
+
+
+class _Reader(FileSystemReader):
+    """Torch's reader, which unpickles a table of contents; here that may name nothing but torch's own plain classes."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The table of contents."""
+        with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as file:
+            contents: Metadata = _Plain(file).load()
+        if getattr(contents, "storage_meta", None) is None:
+            contents.storage_meta = StorageMeta()
+        contents.storage_meta.load_id = self.load_id  # type: ignore[union-attr]
+        return contents
+
+
+class _Plain(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """A class of torch's checkpoints, a size or a number format; raises UnpicklingError for anything else."""
+        if module.startswith("torch.distributed.checkpoint.") or module == "torch" or module == "torch.storage":
+            wanted = super().find_class(module, name)
+            plain = isinstance(wanted, torch.dtype | torch.layout) or wanted is torch.Size
+            of_checkpoints = isinstance(wanted, type) and wanted.__module__.startswith("torch.distributed.checkpoint.")
+            # Bytes would be unpickled, without such care, when they are read.
+            if (plain or of_checkpoints) and wanted is not BytesStorageMetadata:
+                return wanted
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a checkpoint")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 
 if TYPE_CHECKING:
     from maskzoo.registry import Registry
@@ -21,13 +21,25 @@ class Refusal(click.ClickException):
     exit_code = 2
 
 
+class Interruption(click.ClickException):
+    """A run that a signal stopped, and that can go on; 75 is what sysexits.h calls a temporary failure."""
+
+    exit_code = 75
+
+    def show(self, file: Any = None) -> None:
+        """Say it without the word error."""
+        click.echo(self.format_message(), file=file, err=True)
+
+
 class Commands(click.Group):
-    """A group whose commands answer a MaskZooError with one sentence and exit code 2."""
+    """A group whose commands answer a MaskZooError with one sentence and exit code 2, or 75 for a stopped run."""
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(context)
+        except StoppedError as problem:
+            raise Interruption(str(problem)) from problem
         except MaskZooError as problem:
             raise Refusal(str(problem)) from problem
 
@@ -70,6 +82,9 @@ def train(recipe: Path | None, out: Path | None, resume: bool, **changes: Any) -
     """Train a backbone by hiding parts of images.
 
     RECIPE is a TOML file; without one, a small ViT learns from the embedded digits. Options come on top of it.
+
+    SIGTERM, SIGINT or SIGUSR1 ends the run after the step in hand with a checkpoint and exit code 75; --resume then
+    goes on where it was. Exit code 2: something that you can mend, said in a sentence.
     """
     from rich.console import Console
 
@@ -137,7 +152,7 @@ def _data(text: str, registry: Registry) -> Any:
 @main.command(name="list")
 @click.argument("kinds", nargs=-1, metavar="[KIND]...")
 def list_(kinds: tuple[str, ...]) -> None:
-    """List what can be named in a recipe: strategies, schedules, backbones, objectives, datasets, evaluators."""
+    """List what a recipe can name: strategies, schedules, backbones, objectives, datasets, evaluators, loggers."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

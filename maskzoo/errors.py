@@ -28,3 +28,7 @@ class ContractError(MaskZooError):
 
 class DataError(MaskZooError):
     """Images are missing, broken, or not what the recipe says."""
+
+
+class StoppedError(MaskZooError):
+    """A signal ended a run between two steps; a checkpoint was saved, and the command line exits with code 75."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from maskzoo.protocols import Backbone, CurriculumSchedule, Dataset, Evaluator, MaskingStrategy, Objective
+    from maskzoo.protocols import Backbone, CurriculumSchedule, Dataset, Evaluator, Logger, MaskingStrategy, Objective
 
 hookspec = pluggy.HookspecMarker("maskzoo")
 hookimpl = pluggy.HookimplMarker("maskzoo")
@@ -45,3 +45,8 @@ def maskzoo_datasets() -> list[type[Dataset]]:  # type: ignore[empty-body]
 @hookspec
 def maskzoo_evaluators() -> list[type[Evaluator]]:  # type: ignore[empty-body]
     """Evaluators, for `evaluation.use`."""
+
+
+@hookspec
+def maskzoo_loggers() -> list[type[Logger]]:  # type: ignore[empty-body]
+    """Loggers, for `train.loggers`."""

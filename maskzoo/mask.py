@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from maskzoo import processes
 from maskzoo.errors import ContractError
 from maskzoo.seeds import stream
 
@@ -144,6 +145,16 @@ class Mask:
     def hidden_on(self, grid: Sequence[int], factor: int | Sequence[int]) -> Tensor:
         """[B, prod(grid * factor)] bool: `hidden` alone on the finer grid of `enlarge`, e.g. for pixels."""
         return _finer(self.hidden, grid, self._factors(grid, factor))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean [] of `values` [B, N] by the mask's weights, with gradient: what an objective makes its loss of.
+
+        The weights are summed over all processes, so that the average of what each of them gets is the mean over the
+        global batch, even where one's images weigh more than another's. A mask that weighs nothing gives 0.
+        """
+        weights = self.weights.float()
+        whole = processes.total(weights.sum()) / processes.world()
+        return (values * weights).sum() / whole.clamp(min=1e-6)
 
     def _factors(self, grid: Sequence[int], factor: int | Sequence[int]) -> tuple[int, ...]:
         factors = (factor,) * len(grid) if isinstance(factor, int) else tuple(factor)

@@ -1,4 +1,4 @@
-"""The contracts: what a masker, a curriculum, a backbone, an objective, a data set and an evaluator are.
+"""The contracts: what a masker, a curriculum, a backbone, an objective, a data set, an evaluator and a logger are.
 
 Shapes: B images, N patches (mask units), V visible, H hidden (V + H = N), P prefix tokens, D channels.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from maskzoo import processes
 from maskzoo.errors import ContractError
 from maskzoo.mask import Mask
 from maskzoo.seeds import stream
@@ -60,8 +62,8 @@ class MaskingContext:
     step: int = 0
     stream: str = ""  # which part of a composite draws; parts must not share their noise
     least: int = 0  # patches that must be hidden, and that must be shown: 1 under a moving ratio
-    rank: int = 0  # this process, of `world`
-    world: int = 1
+    share: int = 0  # which of the equal `shares` of the global batch these images are: one a process and micro-batch
+    shares: int = 1
 
     @classmethod
     def of(
@@ -119,14 +121,17 @@ class MaskingContext:
     def noise(self, *shape: int, name: str = "scores") -> Tensor:
         """Uniform noise in [0, 1), float32, [B, *shape], or [B, N] without a shape.
 
-        It is drawn for the global batch from a hash of (seed, step, name), and this process gets its rows: one
+        It is drawn for the global batch from a hash of (seed, step, name), and this share of it gets its rows: one
         process with 64 images and two with 32 see the same. The same name gives the same noise within a step.
         """
         batch = self.images.shape[0]
         shape = shape or (self.patches,)
         generator = stream(self.seed, "mask", self.step, self.stream, name)
-        noise = torch.rand(batch * self.world, *shape, generator=generator)
-        return noise[self.rank * batch : (self.rank + 1) * batch].to(self.images.device, non_blocking=True)
+        noise = torch.rand(batch * self.shares, *shape, generator=generator)
+        mine = noise[self.share * batch : (self.share + 1) * batch]
+        if self.images.device.type == "cuda":
+            mine = mine.pin_memory()  # else the copy would hold up the step
+        return mine.to(self.images.device, non_blocking=True)
 
     def shared(self, name: str) -> float:
         """One uniform draw in [0, 1) for the whole global batch."""
@@ -134,11 +139,7 @@ class MaskingContext:
 
     def gather(self, values: Tensor) -> Tensor:
         """`values` [B, ...] of all processes as [B * world, ...], in the order of ranks, with gradient."""
-        if self.world == 1:
-            return values
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(all_gather(values))  # type: ignore[no-untyped-call]
+        return processes.gather(values)
 
 
 # ------------------------------------------------------------------------------------------------------------ maskers
@@ -441,6 +442,24 @@ class Split(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+@runtime_checkable
+class Stream(Split, Protocol):
+    """A split whose images come in an order of their own, such as those of shards on a server.
+
+    It can be looked into as any other, but that means reading up to the place: lookups are in one fixed order, and
+    cheap only in ascending order and near the beginning. Training reads it share by share.
+    """
+
+    shares: int  # parts that can be read side by side, the same number on every machine; each has len // shares images
+
+    def read(self, order: int, share: int) -> Iterator[Sample]:
+        """The images of a share, shuffled by what `order` says: the same for the same order, in whichever process.
+
+        No image is in two shares of one order. What cannot be read is left out. Raises DataError where nothing can.
+        """
+        ...
+
+
 class Dataset(Protocol):
     """Images to learn from: its `train` and `test` splits, and what must be known before any is opened."""
 
@@ -461,9 +480,10 @@ class Batch:
 
     images: Tensor  # [B, C, H, W] float32, normalised
     labels: Tensor | None  # [B] int64
-    index: Tensor  # [B] int64, positions in the data set
+    index: Tensor  # [B] int64, positions in the data set; in a stream in this epoch's order, naming no image for longer
     extras: Mapping[str, Tensor] = attrs.field(factory=dict)  # [B, ...]
     broken: Sequence[str] = ()  # one sentence for each image that could not be read and was replaced
+    seconds: float = 0.0  # the loader alone, with all its workers, needs for a batch; 0 where nobody measured
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -477,6 +497,7 @@ class Batch:
             index=move(self.index),
             extras={name: move(values) for name, values in self.extras.items()},
             broken=self.broken,
+            seconds=self.seconds,
         )
 
 
@@ -501,4 +522,32 @@ class Evaluator(Protocol):
 
     def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
         """Yield (name, value), e.g. ("top1", 0.87)."""
+        ...
+
+
+class Logger(Protocol):
+    """Takes the figures and pictures of a run somewhere else too; `metrics.jsonl` is written whether or not it can.
+
+    Whatever it raises, RecipeError at `start` apart, costs it the rest of the run, and the run nothing.
+    """
+
+    name: ClassVar[str]
+
+    def start(self, folder: Path, recipe: Mapping[str, Any], step: int) -> None:
+        """Begin, or go on with, the run in `folder` at `step`; what was logged from that step on will come again.
+
+        The recipe is resolved: plain values, every option written out. RecipeError refuses the run.
+        """
+        ...
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Take the figures of a step by name; all are finite. Steps never fall between `start` and `close`."""
+        ...
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        """Take a picture, a PNG file; a logger without pictures does nothing."""
+        ...
+
+    def close(self, failed: bool = False) -> None:
+        """Write out what is left; `failed` if the run was broken off. A run that goes back closes, and starts again."""
         ...

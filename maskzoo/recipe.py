@@ -42,6 +42,9 @@ class OptimizerRecipe:
     lr: Use = attrs.field(factory=lambda: {"use": "cosine", "start": 1.5e-3, "end": 5e-4, "warmup": 0.05})  # absolute
     weight_decay: float = attrs.field(default=0.05, validator=attrs.validators.ge(0))  # not on vectors and biases
     betas: tuple[float, float] = (0.9, 0.95)
+    clip: float | None = attrs.field(  # the largest norm of the whole gradient; None: no limit
+        default=None, validator=attrs.validators.optional(positive)
+    )
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm's create_optimizer_v2
 
 
@@ -53,6 +56,7 @@ class MaskingRecipe:
     strategy: Use = "random"
     curriculum: Use | None = None  # None: the strategy's own
     optimizer: OptimizerRecipe | None = None  # of a strategy that learns by itself; None: a copy of the model's
+    strategy_every: int = attrs.field(default=1, validator=positive)  # steps of the model to one of such a strategy
 
 
 @attrs.frozen
@@ -80,11 +84,23 @@ class TrainRecipe:
 
     epochs: int = attrs.field(default=8, validator=positive)
     steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))  # overrides epochs
-    batch_size: int = attrs.field(default=16, validator=positive)
+    batch_size: int = attrs.field(default=16, validator=positive)  # of all processes and micro-batches together
+    accumulate: int = attrs.field(default=1, validator=positive)  # micro-batches of a step: less memory, same batch
     seed: int = 0
     device: str = "auto"  # cuda, mps or cpu, whichever is there first
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 where the hardware has it, else fp32
+    compile: bool = False  # the blocks of the networks, by torch.compile
+    recompute: bool = False  # the blocks' activations in the backward pass: less memory, more time
+    parallel: Literal["ddp", "fsdp2"] = "ddp"  # with several processes: a whole model in each, or spread over them
     workers: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
     checkpoint_steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))  # or epoch
+    skip: int = attrs.field(  # steps in a row whose loss or gradient is not finite, before the run goes back or stops
+        default=10, validator=attrs.validators.ge(0)
+    )
+    go_back: int = attrs.field(  # times, to the last checkpoint, each time at half the rate; then it stops
+        default=2, validator=attrs.validators.ge(0)
+    )
+    loggers: tuple[Use, ...] = ()  # where the figures also go, e.g. "tensorboard"
     pictures: int = attrs.field(default=5, validator=attrs.validators.ge(0))  # moments of training that are drawn
     max_broken: float = attrs.field(  # share of the images that may be unreadable
         default=0.1, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)]

@@ -19,7 +19,7 @@ import pluggy
 from maskzoo import hookspecs
 from maskzoo.errors import MaskZooError, PluginError, RecipeError
 
-Kind = Literal["strategy", "schedule", "backbone", "objective", "dataset", "evaluator"]
+Kind = Literal["strategy", "schedule", "backbone", "objective", "dataset", "evaluator", "logger"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 HOOKS: dict[Kind, str] = {
     "strategy": "maskzoo_strategies",
@@ -28,6 +28,7 @@ HOOKS: dict[Kind, str] = {
     "objective": "maskzoo_objectives",
     "dataset": "maskzoo_datasets",
     "evaluator": "maskzoo_evaluators",
+    "logger": "maskzoo_loggers",
 }
 GROUP = "maskzoo"
 LIKE = 0.6  # of two names, 1 being equal, from which one is offered for the other

@@ -1,97 +1,185 @@
-"""A run and its folder: what `train` yields becomes progress, metrics, pictures, checkpoints and an evaluation."""
+"""A run: what `train` yields becomes progress, metrics, pictures, checkpoints and an evaluation."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
-import platform
-import shutil
-import sys
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import attrs
-import numpy
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
-from maskzoo import checkpoint
+from maskzoo import checkpoint, processes
+from maskzoo.alarms import Alarms
 from maskzoo.build import build
-from maskzoo.data.batches import batches, prepare, prepare_extra, steps_in_epoch
-from maskzoo.errors import DataError, MaskZooError, RecipeError
-from maskzoo.evaluation.features import WholeImages, evaluating, evenly_spread
-from maskzoo.pictures import Moment, covered, draw_curriculum, draw_moment, signed
+from maskzoo.data.batches import batches, steps_in_epoch
+from maskzoo.diagnosis import first_bad
+from maskzoo.display import display
+from maskzoo.engine import choose_device
+from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError
+from maskzoo.evaluation.features import WholeImages
+from maskzoo.folder import RunFolder, unused
+from maskzoo.gallery import Gallery
+from maskzoo.loggers.several import Loggers
 from maskzoo.protocols import Batch, Dataset
-from maskzoo.recipe import Recipe, describe, make, read, shown, write
+from maskzoo.recipe import Recipe, describe, make
 from maskzoo.registry import Registry
-from maskzoo.train import Session, look, train
+from maskzoo.train import Session, train
 
-SHOWN_IMAGES = 8
-PLAIN_LINES = 20  # of progress in a run, where there is no terminal
-# What may change between a run and its resumption: no figure depends on it, or, of the device, only their rounding.
-FREE_KEYS = frozenset({"train.device", "train.workers", "train.pictures", "train.checkpoint_steps", "train.max_broken"})
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # the last is what SLURM can be asked to send ahead of the time limit
+LOWER = 0.5  # what the rates are multiplied by when a run goes back
 
 
 def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None = None, *, resume: bool = False) -> Path:
     """Train by the recipe and leave everything in a folder, which is returned.
 
-    With `resume`, go on from the newest checkpoint in `out`, or from the beginning where there is none yet. Nothing
-    that exists is overwritten otherwise. Raises MaskZooError for whatever the user can mend.
+    With `resume`, go on from the newest good checkpoint in `out`, or from the beginning where there is none yet.
+    Nothing that exists is overwritten otherwise. Under `torchrun` all processes call this; the first prints and writes.
+    Raises MaskZooError for whatever the user can mend, and StoppedError when a signal ended the run between two steps.
     """
-    if out is not None and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out is not None and not resume and out.exists() and not unused(out):
         raise RecipeError(f"--out: '{out}' holds something already; choose another folder, or go on with --resume")
     if resume and out is None:
         raise RecipeError("--resume: say which run with --out")
+    joined = processes.join(choose_device(recipe.train.device))
+    try:
+        return _run(recipe, registry, console if processes.first() else Console(quiet=True), out, resume=resume)
+    finally:
+        if joined:
+            processes.leave()
+
+
+def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None, *, resume: bool) -> Path:
     dataset: Dataset = make(registry, "dataset", recipe.data, "recipe.data")
     session = build(recipe, dataset, registry, steps_in_epoch=steps_in_epoch(dataset, recipe.train.batch_size))
-    evaluators = [
-        make(registry, "evaluator", use, f"recipe.evaluation[{number}]") for number, use in enumerate(recipe.evaluation)
-    ]
-    session.recipe = {**session.recipe, "evaluation": [describe(evaluator) for evaluator in evaluators]}
+    evaluators, loggers = (
+        [make(registry, kind, use, f"recipe.{path}[{number}]") for number, use in enumerate(uses)]  # type: ignore[arg-type]
+        for kind, path, uses in (
+            ("evaluator", "evaluation", recipe.evaluation),
+            ("logger", "train.loggers", recipe.train.loggers),
+        )
+    )
+    session.recipe = {
+        **session.recipe,
+        "evaluation": [describe(evaluator) for evaluator in evaluators],
+        "train": {**session.recipe["train"], "loggers": [describe(logger) for logger in loggers]},
+    }
     folder = RunFolder(out) if out is not None else RunFolder.claim(session)
     if resume:
         folder.refuse_another(session.recipe)
-    resumed = folder.open(session, console, resume=resume)
-    folder.describe(session, registry)
-    console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
-    if resumed:
-        console.print(f"resumed at step {session.step} of {session.steps}", highlight=False)
+    with folder.locked(), stopping_by_signal(session):
+        resumed = folder.open(session, console, resume=resume)
+        folder.describe(session, registry)
+        console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
+        if resumed:
+            console.print(f"resumed at step {session.step} of {session.steps}", highlight=False)
 
-    encoder = WholeImages(session.objective.backbone, dataset, _image_size(session), device=session.device)
+        encoder = WholeImages(session.objective.backbone, dataset, session.image_size, device=session.device)
 
-    def evaluate(when: str) -> None:
-        figures = {
-            f"{evaluator.name}/{name}": value for evaluator in evaluators for name, value in evaluator(encoder, dataset)
-        }
-        folder.add_evaluation(when, figures, evaluators)
+        several = Loggers(loggers if processes.first() else [], lambda sentence: _say(folder, sentence, console))
 
-    if session.step == 0:
-        evaluate("before")
-    _train(session, dataset, recipe, folder, console)
-    if "after" not in folder.evaluation():
-        evaluate("after")
-    console.print(_closing(folder, dataset, evaluators), highlight=False, markup=False)
+        def evaluate(when: str) -> None:
+            figures = {
+                f"{evaluator.name}/{name}": value
+                for evaluator in evaluators
+                for name, value in evaluator(encoder, dataset)
+            }
+            folder.add_evaluation(when, figures, evaluators)
+            several.log(
+                {f"{when}/{name}": value for name, value in figures.items()}, min(session.step, session.steps - 1)
+            )
+
+        with several.following(folder.path, session.recipe, session.step):
+            if session.step == 0:
+                evaluate("before")
+            _train(session, dataset, recipe, folder, several, console)
+            if session.step == session.steps and "after" not in folder.evaluation():
+                evaluate("after")
+        if session.step < session.steps:
+            raise StoppedError(f"stopped by a signal after step {session.step} of {session.steps}; --resume goes on")
+        console.print(_closing(folder, dataset, evaluators), highlight=False, markup=False)
     return folder.path
 
 
-def _train(session: Session, dataset: Dataset, recipe: Recipe, folder: RunFolder, console: Console) -> None:
-    """Consume the loop from the session's step to its last."""
+def _train(
+    session: Session, dataset: Dataset, recipe: Recipe, folder: RunFolder, loggers: Loggers, console: Console
+) -> None:
+    """Consume the loop from the session's step to its last, going back where it leads nowhere."""
+    gallery = Gallery(session, dataset, folder.path / "masks", recipe.train.pictures, loggers.image)
+    gallery.draw_if_due()
+    for again in range(recipe.train.go_back + 1):
+        try:
+            _consume(session, dataset, recipe, folder, gallery, loggers, console)
+            break
+        except _DivergedError as problem:
+            last = checkpoint.found(folder.checkpoints)
+            if again == recipe.train.go_back or not last:
+                kept = f"the last good checkpoint is '{last[-1]}'" if last else "there is no checkpoint yet"
+                raise MaskZooError(f"{problem}; {kept}; try a lower optimizer.lr, or optimizer.clip") from None
+            lower = session.lr_factor * LOWER
+            folder.load_newest(session, console)
+            session.lr_factor = lower
+            _say(folder, f"{problem}; back to step {session.step}, with {lower:g} times the learning rate", console)
+            folder.forget(session.step)
+    gallery.draw_all()
+
+
+def _consume(
+    session: Session,
+    dataset: Dataset,
+    recipe: Recipe,
+    folder: RunFolder,
+    gallery: Gallery,
+    loggers: Loggers,
+    console: Console,
+) -> None:
+    settings = recipe.train
+    source = Watched(_batches(session, dataset, recipe), session.accumulate)
+    every = settings.checkpoint_steps or session.steps_in_epoch
+    alarms, skipped, saved = Alarms(session.steps), 0, session.step
+    with folder.metrics() as metrics, display(session, console) as show, _no_lost_step(session, folder) as kept:
+        started = time.perf_counter()
+        for figures in train(session, source):
+            seconds = time.perf_counter() - started
+            for sentence in source.broken():
+                _say(folder, sentence, console, "skipped")
+            speed = settings.batch_size / seconds
+            speeds = {"images_per_second": round(speed, 1), "data_seconds": round(source.seconds(), 6)}
+            metrics.write(json.dumps({**{n: _json(v) for n, v in figures.items()}, **speeds}) + "\n")
+            loggers.log({**figures, **speeds}, int(figures["step"]))
+            show(figures, speed)
+            skipped = skipped + 1 if figures["skipped"] else 0
+            if skipped:
+                _report_skipped(session, source, figures, skipped, settings.skip, folder, console)
+            elif session.strategy.learners():
+                for sentence in alarms.watch(figures):
+                    _say(folder, sentence, console)
+            gallery.draw_if_due()
+            due = session.step % every == 0 or session.step == session.steps or session.stopping
+            ending = session.stopping or session.step == session.steps
+            if due and (ending or not skipped):  # weights that lead nowhere must not push out good ones
+                metrics.flush()
+                os.fsync(metrics.fileno())  # the lines before a checkpoint must outlive it
+                checkpoint.save(session, folder.checkpoints)
+                saved = session.step
+            kept.step = saved
+            started = time.perf_counter()  # pictures and checkpoints are not the speed of training
+
+
+def _batches(session: Session, dataset: Dataset, recipe: Recipe) -> Iterator[Batch]:
     settings = recipe.train
     workers = settings.workers
     if workers is None:  # on a CPU the workers would take their time from the training itself
         workers = 0 if session.device.type == "cpu" else min(8, os.cpu_count() or 1)
-    source = batches(
+    return batches(
         dataset,
-        size=_image_size(session),
+        size=session.image_size,
         batch_size=settings.batch_size,
         seed=session.seed,
         start=session.step,
@@ -101,344 +189,135 @@ def _train(session: Session, dataset: Dataset, recipe: Recipe, folder: RunFolder
         workers=workers,
         max_broken=settings.max_broken,
         pin_memory=session.device.type == "cuda",
+        **(
+            {"rank": processes.rank(), "world": processes.world(), "accumulate": session.accumulate}
+            if session.accumulate * processes.world() > 1
+            else {}
+        ),
     )
-    gallery = Gallery(session, dataset, folder.path / "masks", settings.pictures)
-    every = settings.checkpoint_steps or session.steps_in_epoch
-    gallery.draw_if_due()
-    with folder.metrics() as metrics, display(session, console) as show:
-        started = time.perf_counter()
-        for figures in train(session, folder.watched(source, console)):
-            speed = settings.batch_size / (time.perf_counter() - started)
-            bad = [f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)]
-            if bad:
-                last = checkpoint.found(folder.checkpoints)
-                kept = f"the last good checkpoint is '{last[-1]}'" if last else "there is no checkpoint yet"
-                raise MaskZooError(f"at step {figures['step']} {', '.join(bad)}; {kept}")
-            metrics.write(json.dumps({**figures, "images_per_second": round(speed, 1)}) + "\n")
-            show(figures, speed)
-            gallery.draw_if_due()
-            if session.step % every == 0 or session.step == session.steps:
-                metrics.flush()
-                os.fsync(metrics.fileno())  # the lines before a checkpoint must outlive it
-                checkpoint.save(session, folder.checkpoints)
-            started = time.perf_counter()  # pictures and checkpoints are not the speed of training
-    gallery.draw_all()
 
 
-# -------------------------------------------------------------------------------------------------------- the folder
-@attrs.frozen
-class RunFolder:
-    """`recipe.toml`, `environment.json`, `metrics.jsonl`, `evaluation.json`, `masks/` and `checkpoints/` of a run."""
+class _DivergedError(Exception):
+    """Too many steps in a row were not finite."""
 
-    path: Path
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints are."""
-        return self.path / "checkpoints"
+def _report_skipped(
+    session: Session,
+    source: Watched,
+    figures: Mapping[str, float],
+    skipped: int,
+    most: int,
+    folder: RunFolder,
+    console: Console,
+) -> None:
+    """Say that a step was skipped, or that it was one too many."""
+    last = int(figures["step"])
+    bad = ", ".join(f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value))
+    if skipped <= most:
+        if skipped == 1:
+            _say(folder, f"step {last} was skipped: {bad}; nothing has moved", console)
+        return
+    culprit = first_bad(session, source.last)
+    raise _DivergedError(
+        f"steps {last - skipped + 1} to {last} were not finite ({bad}); the first that went bad is {culprit}"
+    )
 
-    def refuse_another(self, recipe: Mapping[str, Any]) -> None:
-        """Raise RecipeError if what is in this folder was made by another recipe, naming the keys that differ."""
-        if not (self.path / "recipe.toml").exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise RecipeError(f"--resume: '{self.path}' holds something, but no run")
-            return
-        there, here = shown(read(self.path / "recipe.toml")), shown(recipe)
-        differing = [
-            f"recipe.{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-            for key in sorted(there.keys() | here.keys())
-            if key not in FREE_KEYS and there.get(key) != here.get(key)
-        ]
-        if differing:
-            raise RecipeError(f"--resume: the run in '{self.path}' is of another recipe: {'; '.join(differing)}")
 
-    @classmethod
-    def claim(cls, session: Session) -> RunFolder:
-        """A new folder runs/<masker>-<schedule>-<data>-s<seed>, with a number behind it where that is taken."""
-        masking = session.recipe["masking"]
-        parts = [masking["strategy"]["use"], masking["curriculum"]["use"], session.recipe["data"]["use"]]
-        if session.strategy.default_curriculum is None:
-            del parts[1]
-        name = "-".join([*parts, f"s{session.seed}"])
-        for number in itertools.count(1):
-            path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-            try:
-                path.mkdir(parents=True)  # two runs that start at once must not get one folder
-            except FileExistsError:
-                continue
-            return cls(path)
-        raise AssertionError("there is always another number")
+class Watched:
+    """The batches of a run, with the time that they took and the images that could not be read."""
 
-    def open(self, session: Session, console: Console, *, resume: bool) -> bool:
-        """Make the folder, or bring the session and the folder to the newest good checkpoint; True if there was one."""
-        resumed = resume and self._load_newest(session, console)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise RecipeError(f"--out: '{self.path}' cannot be made: {problem}") from problem
-        if resume:
-            self._cut(session.step, finished=session.step == session.steps)
-        return resumed
+    def __init__(self, source: Iterator[Batch], kept: int) -> None:
+        self.source, self.kept = source, kept
+        self.last: list[Batch] = []  # the micro-batches of the step in hand
+        self._broken: list[str] = []
+        self._seconds = 0.0
 
-    def _load_newest(self, session: Session, console: Console) -> bool:
-        """Load the newest checkpoint that can be read; the damaged ones stay where they are."""
-        problems: list[RecipeError] = []
-        for path in reversed(checkpoint.found(self.checkpoints)):
-            try:
-                state = checkpoint.read(path)
-            except RecipeError as problem:
-                problems.append(problem)
-                continue
-            for known in problems:
-                console.print(f"{known}; going back to '{path}'", style="yellow", highlight=False, markup=False)
-            checkpoint.load(session, state, path)
-            return True
-        if problems:
-            raise problems[0]
-        return False
-
-    def _cut(self, step: int, *, finished: bool) -> None:
-        """Forget what came at or after `step`, which is about to be done again."""
-        metrics = self.path / "metrics.jsonl"
-        if metrics.exists():
-            kept = [line for line in metrics.read_text().splitlines() if _step_of(line) < step]
-            _replace(metrics, "".join(f"{line}\n" for line in kept))
-        if step == 0:
-            shutil.rmtree(self.path / "masks", ignore_errors=True)
-            (self.path / "evaluation.json").unlink(missing_ok=True)
-        measured = self.evaluation()
-        if not finished and measured.pop("after", None) is not None:
-            _replace(self.path / "evaluation.json", json.dumps(measured, indent=2) + "\n")
-
-    def describe(self, session: Session, registry: Registry) -> None:
-        """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with."""
-        if not (self.path / "recipe.toml").exists():
-            _replace(self.path / "recipe.toml", write(session.recipe))
-        environment = {
-            "command": sys.argv,
-            "device": str(session.device),
-            "device_name": torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "",
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
-            "versions": {name: version(name) for name in ("maskzoo", "torch", "torchvision", "timm")},
-            "plugins": sorted({f"{plugin.distribution} {plugin.version}" for plugin in registry.plugins}),
-        }
-        _replace(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
-
-    @contextmanager
-    def metrics(self) -> Iterator[TextIO]:
-        """`metrics.jsonl`, to be appended to; a line a step."""
-        with (self.path / "metrics.jsonl").open("a", buffering=1) as file:
-            yield file
-
-    def watched(self, source: Iterator[Batch], console: Console) -> Iterator[Batch]:
-        """The batches, with a word about each image that had to be skipped, which `skipped.txt` keeps."""
-        record = self.path / "skipped.txt"
-        known = set(record.read_text().splitlines()) if record.exists() else set()
-        for batch in source:
-            for sentence in batch.broken:
-                line = " ".join(sentence.split())
-                if line not in known:
-                    known.add(line)
-                    with record.open("a") as file:
-                        file.write(line + "\n")
-                    console.print(
-                        f"skipped: {line} ({len(known)} so far)", style="yellow", highlight=False, markup=False
-                    )
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(self.source, None)
+            self._seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            self._broken += batch.broken
+            self.last = [*self.last, batch][-self.kept :]
             yield batch
 
-    def evaluation(self) -> dict[str, Any]:
-        """What has been measured so far."""
-        path = self.path / "evaluation.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+    def broken(self) -> list[str]:
+        """A sentence for each image that had to be skipped since this was last asked."""
+        broken, self._broken = self._broken, []
+        return broken
 
-    def add_evaluation(self, when: str, figures: Mapping[str, float], evaluators: list[Any]) -> None:
-        """Add figures under "before" or "after", with the settings that they were measured under."""
-        settings = {
-            "evaluators": [
-                {"use": evaluator.name, **attrs.asdict(evaluator)} if attrs.has(type(evaluator)) else evaluator.name
-                for evaluator in evaluators
-            ],
-            "features": "mean of patch tokens of the whole image, eval mode",
-        }
-        whole = {**self.evaluation(), "settings": settings, when: dict(figures)}
-        _replace(self.path / "evaluation.json", json.dumps(whole, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text)
-    beside.replace(path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line that was being written when the run was killed
-
-
-# ------------------------------------------------------------------------------------------------------ what is seen
-class Gallery:
-    """The same images at several moments of training, as `masks/step-*.png` and, in one, `masks/curriculum.png`."""
-
-    def __init__(self, session: Session, dataset: Dataset, folder: Path, moments: int) -> None:
-        self.session, self.dataset, self.folder = session, dataset, folder
-        last = session.steps - 1
-        self.steps = {last} if moments == 1 else {round(n * last / max(1, moments - 1)) for n in range(moments)}
-        self.note = ""
-        if moments == 0:
-            self.steps = set()
-        else:
-            self.batch = self._images()
-
-    def draw_if_due(self) -> None:
-        """Draw what the step about to be done would hide, if this is one of the moments."""
-        if self.session.step in self.steps:
-            moment = self._moment()
-            self._keep(moment)
-            draw_moment(moment, self._path(moment.step, ".png"), note=self.note)
-
-    def draw_all(self) -> None:
-        """Draw all moments of the run, those before a resumption too, in one picture."""
-        moments = [self._kept(step) for step in sorted(self.steps) if self._path(step, ".npz").exists()]
-        if not moments:
-            return
-        masking = self.session.recipe["masking"]
-        title = f"{masking['strategy']['use']} on {self.dataset.name}"
-        if moments[0].factor is not None:
-            title += f", {masking['curriculum']['use']}"
-        draw_curriculum(moments, self.folder / "curriculum.png", title)
-
-    @torch.no_grad()
-    def _moment(self) -> Moment:
-        session = self.session
-        players: Any = (session.objective, session.strategy)
-        with evaluating(players[0]), evaluating(players[1]):
-            context = look(session, self.batch.to(session.device))
-            mask = session.strategy.mask(context)
-            picture = session.objective.picture(context.images, mask)
-        images = self._restored(context.images)
-        rebuilt, self.note = (context.images, "") if picture is None else picture
-        backbone = session.objective.backbone
-        return Moment(
-            step=session.step,
-            factor=None if session.strategy.default_curriculum is None else context.factor,
-            ratio=context.count / context.patches,
-            images=images,
-            seen=covered(images, mask, backbone.grid, backbone.patch_size),
-            rebuilt=self._restored(rebuilt),
-        )
-
-    def _images(self) -> Batch:
-        """Whole training images, with all that a strategy may look at."""
-        split, size = self.dataset.train, _image_size(self.session)
-        samples = {}
-        for place in evenly_spread(len(split), SHOWN_IMAGES):
-            try:
-                samples[place] = split[place]
-            except DataError:
-                continue  # the gallery can do with one image less
-        if not samples:
-            raise DataError(f"none of the images of '{self.dataset.name}' that were to be drawn can be read")
-        first = next(iter(samples.values()))
-        labels = [sample.label for sample in samples.values() if sample.label is not None]
-        return Batch(
-            torch.stack([prepare(s.image, size, self.dataset.mean, self.dataset.std) for s in samples.values()]),
-            torch.tensor(labels) if self.dataset.classes is not None else None,
-            torch.tensor(list(samples)),
-            {
-                name: torch.stack([prepare_extra(sample.extras[name], size) for sample in samples.values()])
-                for name in first.extras
-            },
-        )
-
-    def _restored(self, images: Tensor) -> Tensor:
-        """Normalised images back in [0, 1]."""
-        mean = torch.tensor(self.dataset.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.dataset.std, device=images.device).view(1, -1, 1, 1)
-        return (images.float() * std + mean).clamp(0, 1)
-
-    def _path(self, step: int, suffix: str) -> Path:
-        return self.folder / f"step-{step:08d}{suffix}"
-
-    def _keep(self, moment: Moment) -> None:
-        """Keep the moment's images as numbers too: a resumed run draws them again, and so may anybody."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        kept: dict[str, Any] = {
-            name: (getattr(moment, name) * 255).round().byte().cpu().numpy() for name in ("images", "seen", "rebuilt")
-        }
-        kept |= {"factor": math.nan if moment.factor is None else moment.factor, "ratio": moment.ratio}
-        numpy.savez_compressed(self._path(moment.step, ".npz"), **kept)
-
-    def _kept(self, step: int) -> Moment:
-        with numpy.load(self._path(step, ".npz")) as kept:
-            images = {name: torch.from_numpy(kept[name]).float() / 255 for name in ("images", "seen", "rebuilt")}
-            factor = float(kept["factor"])
-            return Moment(step, None if math.isnan(factor) else factor, float(kept["ratio"]), **images)
+    def seconds(self) -> float:
+        """How long batches were waited for since this was last asked."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 @contextmanager
-def display(session: Session, console: Console) -> Iterator[Any]:
-    """Progress: a moving line on a terminal, else some plain lines; yields a function of the figures and the speed."""
-    dial = session.strategy.default_curriculum is not None
-    first, began = session.step, time.perf_counter()
+def _no_lost_step(session: Session, folder: RunFolder) -> Iterator[Any]:
+    """Keep what was reached when the data fail between two steps, and say a full disk in a sentence."""
 
-    def words(figures: Mapping[str, float], speed: float) -> str:
-        factor = f"factor {signed(figures['factor'])}" if dial else f"ratio {figures['ratio']:.2f}"
-        return f"loss {figures['loss']:.4f}  {factor}  {speed:,.0f} images/s"
+    class Kept:
+        step = session.step
 
-    if console.is_terminal:
-        columns = (
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[words]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-        )
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("train", total=session.steps, completed=session.step, words="")
+    try:
+        yield Kept
+    except DataError:
+        if processes.world() == 1 and session.step > Kept.step:  # others would wait for us in their step
+            checkpoint.save(session, folder.checkpoints)
+        raise
+    except OSError as problem:
+        last = checkpoint.found(folder.checkpoints)
+        whole = f"the last checkpoint, '{last[-1]}', is whole" if last else "there is no checkpoint yet"
+        raise MaskZooError(f"'{folder.path}' cannot be written to: {problem}; {whole}") from problem
 
-            def show(figures: Mapping[str, float], speed: float) -> None:
-                progress.update(task, completed=session.step, words=words(figures, speed))
 
-            yield show
+@contextmanager
+def stopping_by_signal(session: Session) -> Iterator[None]:
+    """Let SIGTERM, SIGINT and SIGUSR1 end the run after the step in hand; a second SIGINT ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may listen
         return
 
-    every = max(1, math.ceil(session.steps / PLAIN_LINES))
+    def ask(number: int, frame: Any) -> None:
+        if session.stop_asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        session.stop_asked = True
 
-    def say(figures: Mapping[str, float], speed: float) -> None:
-        if session.step % every == 0 or session.step == session.steps or session.step == first + 1:
-            seconds = (time.perf_counter() - began) / (session.step - first) * (session.steps - session.step)
-            left = timedelta(seconds=round(seconds))
-            line = (
-                f"step {session.step}/{session.steps}  epoch {figures['epoch']}  {words(figures, speed)}  {left} left"
-            )
-            console.print(line, highlight=False, soft_wrap=True)
-
-    yield say
+    before = {getattr(signal, name): signal.signal(getattr(signal, name), ask) for name in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _image_size(session: Session) -> tuple[int, int]:
-    grid, patch = session.objective.backbone.grid, session.objective.backbone.patch_size
-    return grid[0] * patch[0], grid[1] * patch[1]
+def _say(folder: RunFolder, sentence: str, console: Console, kind: str = "warnings") -> None:
+    if processes.first():
+        folder.warn(sentence, console, kind)
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no word for it
 
 
 def _summary(session: Session, dataset: Dataset, recipe: Recipe, path: Path) -> str:
     backbone: Any = session.objective.backbone
     masking = session.recipe["masking"]
     millions = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
-    height, width = _image_size(session)
+    height, width = session.image_size
     masker = masking["strategy"]["use"]
     if session.strategy.default_curriculum is not None:
         masker += f" under {masking['curriculum']['use']}"
+    world = processes.world()
+    where = f"{session.device}" if world == 1 else f"{world} processes ({'fsdp2' if session.engine.sharded else 'ddp'})"
     return (
         f"{masker}, {session.objective.name}, {session.recipe['backbone'].get('timm', backbone.name)} "
         f"({millions:.1f} M parameters) on {dataset.name}: {len(dataset.train)} images of {height} x {width}, "
         f"{' x '.join(str(side) for side in backbone.grid)} patches\n"
-        f"{session.steps} steps of {recipe.train.batch_size} images, seed {session.seed}, on {session.device}, "
-        f"into {path}"
+        f"{session.steps} steps of {recipe.train.batch_size} images, seed {session.seed}, on {where} in "
+        f"{session.engine.precision}, into {path}"
     )
 
 

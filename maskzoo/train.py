@@ -7,19 +7,27 @@ the teacher follows), and, for strategies that learn against or along with the m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from maskzoo.alarms import spread
+from maskzoo.engine import Engine, Mover, exchanging, refuse_unused
 from maskzoo.errors import ContractError
 from maskzoo.mask import Mask
+from maskzoo.processes import rank, world
 from maskzoo.protocols import Batch, CurriculumSchedule, MaskingContext, MaskingStrategy, Objective, Outcome
 from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
+
+MODEL_FIGURES = ("loss", "grad_norm")  # where one is not finite, the model has not moved
+STRATEGY_FIGURES = ("strategy_grad_norm",)
 
 
 @attrs.define(eq=False)
@@ -27,11 +35,12 @@ class Session:
     """The live objects of a run: what `train` moves, and what a checkpoint saves."""
 
     recipe: Mapping[str, Any]  # resolved: plain values, every option written out
+    engine: Engine
     objective: Objective
     strategy: MaskingStrategy
     teacher: Teacher | None
-    optimizer: torch.optim.Optimizer
-    strategy_optimizer: torch.optim.Optimizer | None  # of the learners that have a step of their own
+    mover: Mover
+    strategy_mover: Mover | None  # of the learners that have a step of their own
     lr: CurriculumSchedule
     strategy_lr: CurriculumSchedule
     ratio: CurriculumSchedule
@@ -40,67 +49,122 @@ class Session:
     seed: int
     steps: int  # of the whole run
     steps_in_epoch: int
-    device: torch.device
     fingerprint: str = ""  # of the training images, by which a resumed run knows them again
     least: int = 0  # patches to hide and to show at the least: 1 under a moving ratio
+    accumulate: int = 1  # micro-batches of a step, in this process
+    strategy_every: int = 1  # steps from one step of the learners to the next
     step: int = 0  # the next one to do
+    lr_factor: float = 1.0  # of both rates: less than 1 after a run has gone back from figures that were not finite
+    stop_asked: bool = False  # whether somebody asked this process for an end after the step in hand
+    stopping: bool = False  # whether any process was asked
 
     @property
     def progress(self) -> float:
         """0.0 at the first step, 1.0 at the last."""
         return self.step / max(1, self.steps - 1)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the backbone takes."""
+        grid, patch = self.objective.backbone.grid, self.objective.backbone.patch_size
+        return grid[0] * patch[0], grid[1] * patch[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the steps are computed."""
+        return self.engine.device
+
 
 def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, float]]:
-    """Train on the batches, from the session's step on, and yield the figures of each step.
+    """Train on the batches, `accumulate` of them a step, from the session's step on; yield the figures of each step.
 
-    Torch's global generator is seeded anew at each step.
+    A step whose loss or gradient is not finite moves nothing, and its figure `skipped` is 1. All figures are means over
+    the processes. Ends early where any process has `stop_asked`. Seeds torch's global generator anew for each batch.
     """
-    model_step, strategy_step = ModelStep(session.objective, session.strategy), StrategyStep(session.strategy)
-    model_step.train()
-    strategy_step.train()
-    model_step.zero_grad(set_to_none=True)  # whatever somebody left there before
-    strategy_step.zero_grad(set_to_none=True)
-    trained = [parameter for parameter in strategy_step.parameters() if parameter.requires_grad]
-    for batch in batches:
-        # Drop path and dropout draw from the global generator; seeded by step, a resumed run draws the same.
-        torch.manual_seed(stream_seed(session.seed, "dropout", session.step))
-        context = look(session, batch.to(session.device))
-        lr = set_lr(session.optimizer, session.lr(context.progress))
-
-        # The model's step.
-        mask, outcome, loss, figures = model_step(context)
-        if mask.count not in (None, context.count):
-            raise ContractError(f"strategy '{session.strategy.name}' hid {mask.count} patches, not {context.count}")
-        loss.backward()
-        session.optimizer.step()
-        session.optimizer.zero_grad(set_to_none=True)
+    engine = session.engine
+    model_step = engine.root(ModelStep(session.objective, session.strategy))
+    learner_steps = {learner: engine.root(LearnerStep(learner)) for learner in alternate_learners(session.strategy)}
+    for root in (model_step, *learner_steps.values()):
+        root.train()
+        root.zero_grad(set_to_none=True)  # whatever somebody left there before
+    source = iter(batches)
+    while micro_batches := list(islice(source, session.accumulate)):
+        contexts = [look(session, batch.to(engine.device), place) for place, batch in enumerate(micro_batches)]
+        now = contexts[0]
+        figures = Figures()
+        lr = session.mover.set_lr(session.lr(now.progress) * session.lr_factor)
+        made = move_model(session, model_step, contexts, figures)
         if session.teacher is not None:
-            session.teacher.follow(session.objective, session.decay(context.progress))  # type: ignore[arg-type]
-        with torch.no_grad():
-            for strategy, seen in session.strategy.active(context):
-                strategy.after_step(seen, mask, outcome)
-        del mask, outcome, loss  # their memory is wanted by what follows
+            session.teacher.follow(session.objective, session.decay(now.progress))  # type: ignore[arg-type]
+        if session.strategy_mover is not None and session.step % session.strategy_every == 0:
+            session.strategy_mover.set_lr(session.strategy_lr(now.progress) * session.lr_factor)
+            move_learners(session, learner_steps, contexts, figures)
 
-        # The strategy's step: the same images, the same noise, the model as it has just become.
-        if session.strategy_optimizer is not None:
-            set_lr(session.strategy_optimizer, session.strategy_lr(context.progress))
-            with unchanged(session.objective):
-                strategy_loss, strategy_figures = strategy_step(context)
-                if strategy_loss is not None:
-                    strategy_loss.backward(inputs=trained)  # no gradient for the model
-            session.strategy_optimizer.step()
-            session.strategy_optimizer.zero_grad(set_to_none=True)
-            figures |= strategy_figures
-
-        moment = {"step": session.step, "epoch": session.step // session.steps_in_epoch, "progress": context.progress}
-        dials = {"factor": context.factor, "ratio": context.ratio, "hidden": context.count, "lr": lr}
+        # The one moment of a step at which we wait for the device, and for the other processes.
+        asked = torch.tensor(float(session.stop_asked), device=engine.device)
+        known = engine.fetched({**figures.means(), "stop asked": asked})
+        session.stopping = known.pop("stop asked") > 0
+        if finite(known, MODEL_FIGURES):
+            with torch.no_grad():
+                for context, mask, outcome in made:
+                    for strategy, seen in session.strategy.active(context):
+                        strategy.after_step(seen, mask, outcome)
+        moment = {"step": session.step, "epoch": session.step // session.steps_in_epoch, "progress": now.progress}
+        dials = {"factor": now.factor, "ratio": now.ratio, "hidden": now.count, "lr": lr}
+        skipped = {"skipped": 0.0 if finite(known, MODEL_FIGURES + STRATEGY_FIGURES) else 1.0}
         session.step += 1
-        yield {**moment, **fetched(figures), **moment, **dials}  # no figure may pass for one of ours
+        yield {**moment, **known, **moment, **dials, **skipped}  # no figure may pass for one of ours
+        if session.stopping:
+            return
 
 
-def look(session: Session, batch: Batch) -> MaskingContext:
-    """What the strategy may see of this batch, at this moment of training."""
+def move_model(
+    session: Session, model_step: nn.Module, contexts: Sequence[MaskingContext], figures: Figures
+) -> list[tuple[MaskingContext, Mask, Outcome]]:
+    """The model's step: hide patches, rebuild, go down; what was made of each micro-batch, without its graph."""
+    made = []
+    for context in contexts:
+        _seed(context, "model")
+        with exchanging(model_step, now=context is contexts[-1]):
+            with session.engine.autocast():
+                mask, outcome, loss, terms = model_step(context)
+            if mask.count not in (None, context.count):
+                raise ContractError(f"strategy '{session.strategy.name}' hid {mask.count} patches, not {context.count}")
+            session.mover.backward(loss / len(contexts))
+        figures.add(terms)
+        made.append((context, detached(mask), detached(outcome)))
+        del mask, outcome, loss  # their memory is wanted by what follows
+    refuse_unused(model_step)
+    figures.add({"grad_norm": session.mover.move()})
+    return made
+
+
+def move_learners(
+    session: Session,
+    learner_steps: Mapping[MaskingStrategy, nn.Module],
+    contexts: Sequence[MaskingContext],
+    figures: Figures,
+) -> None:
+    """The learners' step: the same images, the same noise, the model as it has just become, and left as it is."""
+    assert session.strategy_mover is not None
+    with unchanged(session.objective):
+        for context in contexts:
+            _seed(context, "strategy")
+            for learner, seen in session.strategy.active(context):
+                if learner not in learner_steps:
+                    continue  # a composite may be on a part that does not learn: nothing is spent on it
+                root = learner_steps[learner]
+                with exchanging(root, now=context is contexts[-1]):
+                    with session.engine.autocast():
+                        loss, terms = root(seen)
+                    trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
+                    session.strategy_mover.backward(loss / len(contexts), inputs=trained)  # none for the model
+                figures.add(terms)
+    figures.add({"strategy_grad_norm": session.strategy_mover.move()})
+
+
+def look(session: Session, batch: Batch, place: int = 0) -> MaskingContext:
+    """What the strategy may see of this batch, at this moment of training; it is number `place` of the step."""
     progress = session.progress
     return MaskingContext(
         images=batch.images,
@@ -117,6 +181,8 @@ def look(session: Session, batch: Batch) -> MaskingContext:
         seed=session.seed,
         step=session.step,
         least=session.least,
+        share=place * world() + rank(),
+        shares=session.accumulate * world(),
     ).counted_by(session.strategy)
 
 
@@ -141,6 +207,8 @@ class ModelStep(nn.Module):
         mask = self.hide(context)
         outcome = self.objective(context.images, mask, context.labels, context.teacher)
         figures = {"loss": outcome.loss.detach(), **outcome.metrics}
+        if len(mask.hidden) > 1:
+            figures["mask/spread"] = spread(mask.hidden)
         loss = outcome.loss
         for strategy, seen in self.active(context):
             if strategy.learning == "joint":
@@ -150,34 +218,26 @@ class ModelStep(nn.Module):
         return mask, outcome, loss, figures
 
 
-class StrategyStep(nn.Module):
-    """Hide softly, and let each "alternate" learner judge what the model makes of its mask alone."""
+class LearnerStep(nn.Module):
+    """Hide softly, and let one "alternate" learner judge what the model makes of its mask."""
 
-    def __init__(self, strategy: MaskingStrategy) -> None:
+    def __init__(self, learner: MaskingStrategy) -> None:
         super().__init__()
-        self.learners = nn.ModuleList(  # registered, since they are what this step trains
-            learner  # type: ignore[misc]  # a strategy that learns is an nn.Module
-            for learner in strategy.learners()
-            if learner.learning == "alternate"
-        )
-        self.active = strategy.active
+        self.learner: Any = learner  # registered, since it is what this step trains; a strategy that learns is a module
 
-    def forward(self, context: MaskingContext) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The sum of the losses [] of the learners that are active now, if any is, and figures for the log.
+    def forward(self, context: MaskingContext) -> tuple[Tensor, dict[str, Tensor]]:
+        """The learner's loss [], and figures for the log."""
+        mask = self.learner.soft_mask(context)
+        outcome = context.student(context.images, mask, context.labels, context.teacher)
+        loss, figures = judged(self.learner, context, mask, outcome)
+        chances = mask.weights.detach()  # [B, N], of hiding
+        own = f"{self.learner.name}{context.stream}"
+        return loss, {**figures, f"{own}/chance": chances.mean(), f"{own}/contrast": chances.std(dim=1).mean()}
 
-        They share no parameters, so each gets the gradient of its own loss.
-        """
-        losses: list[Tensor] = []
-        figures: dict[str, Tensor] = {}
-        for learner, seen in self.active(context):
-            if learner.learning != "alternate":
-                continue  # a composite may be on a part that does not learn: nothing is spent on it
-            mask = learner.soft_mask(seen)
-            outcome = context.student(context.images, mask, context.labels, context.teacher)
-            loss, its_figures = judged(learner, seen, mask, outcome)
-            losses.append(loss)
-            figures |= its_figures
-        return (torch.stack(losses).sum() if losses else None), figures
+
+def alternate_learners(strategy: MaskingStrategy) -> list[MaskingStrategy]:
+    """Those that have a step of their own."""
+    return [learner for learner in strategy.learners() if learner.learning == "alternate"]
 
 
 def judged(
@@ -202,16 +262,35 @@ def unchanged(module: Any) -> Iterator[None]:
                 buffer.copy_(saved)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    """Set the learning rate of every group; `lr_scale` is where timm keeps a layer's decay."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-    return lr
+class Figures:
+    """Figures of the log, each the mean over the micro-batches of a step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, figures: Mapping[str, Tensor]) -> None:
+        """Add those of one more micro-batch."""
+        for name, value in figures.items():
+            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, Tensor]:
+        """The means, in the order in which they came."""
+        return {name: value / self._counts[name] for name, value in self._sums.items()}
 
 
-def fetched(figures: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars from the device as numbers, in one transfer."""
-    if not figures:
-        return {}
-    values = torch.stack([value.detach().float().reshape(()) for value in figures.values()]).tolist()
-    return dict(zip(figures, values, strict=True))
+def finite(figures: Mapping[str, float], names: Sequence[str]) -> bool:
+    """Whether those of the figures that are there are finite."""
+    return all(math.isfinite(figures.get(name, 0.0)) for name in names)
+
+
+def detached(made: Any) -> Any:
+    """A mask or an outcome without the graphs that its tensors hang on."""
+    tensors = {name: value for name, value in attrs.asdict(made, recurse=False).items() if isinstance(value, Tensor)}
+    return attrs.evolve(made, **{name: value.detach() for name, value in tensors.items()})
+
+
+def _seed(context: MaskingContext, whose: str) -> None:
+    """Drop path and dropout draw from the global generator; seeded by step and share, a resumed run draws the same."""
+    torch.manual_seed(stream_seed(context.seed, "dropout", context.step, context.share, whose))

@@ -20,14 +20,15 @@ PLUGINS = sorted((ROOT / "plugins").glob("*.py"))
 
 # A module may import from its own level and from those before it.
 LEVELS = (
-    {"mask", "errors", "seeds"},
+    {"mask", "errors", "seeds", "alarms", "processes"},
     {"protocols"},
     {"hookspecs"},
     {"registry"},
-    {"recipe", "backbones", "objectives", "teacher", "testing"},
+    {"recipe", "backbones", "objectives", "teacher", "testing", "engine"},
     {"train"},
     {"build", "checkpoint"},
-    {"official", "data", "evaluation", "pictures"},
+    {"official", "data", "evaluation", "pictures", "loggers", "diagnosis", "folder"},
+    {"gallery", "display"},
     {"run"},
     {"compare"},
     {"cli", "__main__"},
@@ -42,6 +43,7 @@ PUBLIC = [
     "Dataset",
     "Encoder",
     "Evaluator",
+    "Logger",
     "Mask",
     "MaskZooError",
     "MaskingContext",

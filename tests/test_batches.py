@@ -1,20 +1,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PillowImage
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask
 
-from maskzoo.data.batches import batches, prepare, steps_in_epoch
+from maskzoo.data.batches import batches, loader_trouble, prepare, steps_in_epoch
+from maskzoo.data.folder import Folder
 from maskzoo.errors import ContractError, DataError
-from maskzoo.protocols import Batch, Sample
+from maskzoo.protocols import Batch, Sample, Stream
+from maskzoo.seeds import stream_seed
 
 # What a machine with few cores, or a Python that dislikes forks, has to say of workers.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*multi-threaded.*fork")
@@ -118,13 +128,13 @@ def test_prepare_of_a_photo_is_close_to_resizing_its_shorter_side_and_cropping()
 
 
 # ------------------------------------------------------------------------------------------------------ reproducibility
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_batches_are_the_same_for_any_number_of_workers_and_from_any_start(workers: int) -> None:
     dataset = album(11, broken=[3])
     whole = some(dataset, steps=7)
     assert same(some(dataset, steps=7, workers=workers), whole)
-    for start in range(8):
-        later = some(dataset, start=start, steps=7, workers=workers if start in (0, 3) else 0)
+    for start in range(8) if workers == 0 else (1, 3):  # in the middle of the first and of the second epoch
+        later = some(dataset, start=start, steps=7, workers=workers)
         # The sentence about a broken image comes once in every iterator.
         assert same([attrs.evolve(b, broken=()) for b in later], [attrs.evolve(b, broken=()) for b in whole[start:]])
 
@@ -166,7 +176,245 @@ def test_no_steps_give_no_batches() -> None:
     assert some(album(), start=4, steps=4) == []
 
 
+# ---------------------------------------------------------------------------------------- shares of a step's images
+def gathered(dataset: Any, world: int, accumulate: int, **options: Any) -> list[Batch]:
+    """The batches of all processes, put together step by step as their ranks and turns say."""
+    by_rank = [some(dataset, rank=rank, world=world, accumulate=accumulate, **options) for rank in range(world)]
+    turns = [attrs.evolve(joined(parts), broken=()) for parts in zip(*by_rank, strict=True)]
+    return [joined(turns[first : first + accumulate]) for first in range(0, len(turns), accumulate)]
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    return Batch(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat([part.index for part in parts]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("world", "accumulate", "workers"),
+    [(1, 2, 0), (2, 1, 0), (2, 2, 0), (4, 2, 0), (8, 1, 0), (1, 2, 2), (2, 1, 2), (2, 2, 2)],
+)
+def test_shares_of_a_step_are_the_images_of_the_whole_with_the_same_crops(
+    world: int, accumulate: int, workers: int
+) -> None:
+    dataset, options = album(30, broken=[7]), {"batch_size": 8, "start": 2, "steps": 7}
+    whole = [attrs.evolve(batch, broken=()) for batch in some(dataset, **options)]
+    assert same(gathered(dataset, world, accumulate, workers=workers, **options), whole)
+    (first, *_) = some(dataset, rank=world - 1, world=world, accumulate=accumulate, **options)
+    assert len(first.images) == 8 // world // accumulate
+
+
+@pytest.mark.parametrize(("rank", "world", "accumulate"), [(0, 3, 1), (0, 1, 3), (0, 2, 4), (2, 2, 1), (0, 0, 1)])
+def test_shares_that_are_not_equal_are_refused(rank: int, world: int, accumulate: int) -> None:
+    with pytest.raises(ContractError, match="a batch of 4 cannot be cut into"):
+        some(album(), rank=rank, world=world, accumulate=accumulate)
+
+
+# ------------------------------------------------------------------------------------------------------------- streams
+@attrs.define(eq=False)
+class River:
+    """A stream of grey images, each of which says by its value and its label which it is."""
+
+    images: int
+    shares: int = 4
+    shorter: int = 0  # images that the last share lacks
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, index: int) -> Sample:
+        return next(itertools.islice(self.read(0, 0), index, None))
+
+    def read(self, order: int, share: int) -> Iterator[Sample]:
+        mine = torch.arange(self.images)[share :: self.shares]
+        mixed = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(order))]
+        for value in mixed[: len(mixed) - self.shorter].tolist():
+            yield Sample(torch.full((3, 16, 16), value, dtype=torch.uint8), value)
+
+
+def river(images: int = 50, **options: Any) -> Any:
+    assert isinstance(River(images), Stream)
+    return Album(River(images, **options))
+
+
+def test_an_epoch_of_a_stream_shows_each_image_at_most_once_and_epochs_differ() -> None:
+    found = some(river(48), steps=12, batch_size=8)
+    first, second = (torch.cat([batch.labels for batch in epoch]) for epoch in (found[:6], found[6:]))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(48))
+    assert not torch.equal(first, second)
+    assert sorted(torch.cat([batch.index for batch in found[:6]]).tolist()) == list(range(48))
+    assert found[0].seconds > 0
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_a_stream_is_the_same_for_any_number_of_workers_and_from_any_start(workers: int) -> None:
+    whole = some(river(), steps=9, batch_size=12)
+    for start in (0, 2, 5):
+        assert same(some(river(), start=start, steps=9, batch_size=12, workers=workers), whole[start:])
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 2), (2, 4), (8, 1)])
+@pytest.mark.parametrize("shares", [1, 2, 4, 8])
+def test_shares_of_a_step_of_a_stream_are_the_images_of_the_whole(world: int, accumulate: int, shares: int) -> None:
+    options = {"batch_size": 16, "start": 1, "steps": 7}
+    whole = some(river(60, shares=shares), **options)
+    assert same(gathered(river(60, shares=shares), world, accumulate, **options), whole)
+    if world == 2 and accumulate == 2:
+        assert same(gathered(river(60, shares=shares), world, accumulate, workers=3, **options), whole)
+
+
+def test_each_worker_reads_shares_of_its_own_and_none_twice() -> None:
+    opened = multiprocessing.get_context("fork").Value("i", 0)
+
+    @attrs.define(eq=False)
+    class Counted(River):
+        def read(self, order: int, share: int) -> Iterator[Sample]:
+            with opened.get_lock():
+                opened.value += 1
+            return River.read(self, order, share)
+
+    for workers in (0, 2, 3, 9):
+        opened.value = 0
+        some(Album(Counted(64, shares=4)), steps=16, batch_size=8, workers=workers)
+        assert opened.value == 2 * 4, workers  # two epochs, four shares
+
+
+def test_a_stream_that_ends_too_early_is_told_of_with_its_numbers() -> None:
+    for workers in (0, 2):
+        with pytest.raises(DataError, match=r"share 0 of 4 .* ended after 10 images, but 48 images in all were promis"):
+            some(river(48, shorter=2), steps=6, batch_size=8, workers=workers)
+
+
+def test_shares_of_a_stream_that_do_not_fit_the_batch_are_refused_with_the_key() -> None:
+    with pytest.raises(DataError, match=r"^recipe\.data\.shares: a batch of 6 images in 1 part cannot be read from 4"):
+        some(river(), batch_size=6)
+    with pytest.raises(DataError, match=r"^recipe\.data\.shares: a batch of 12 images in 3 equal parts .* from 4 "):
+        some(river(), batch_size=12, world=3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_that_breaks_the_contract_is_told_what_it_is(workers: int) -> None:
+    with pytest.raises(ContractError, match=r"uint8 \[1, H, W\]"):
+        some(attrs.evolve(river(), channels=1), workers=workers)
+
+
+# ---------------------------------------------------------------------------------------------------- dead workers etc.
+@attrs.define(eq=False)
+class Treacherous:
+    """A split that does something terrible to the process which looks an image up, if that is a worker."""
+
+    terrible: str
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Sample:
+        if multiprocessing.parent_process() is not None:
+            if self.terrible == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.terrible == "no memory":  # a file that would be larger cannot be made, in shared memory neither
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+            if self.terrible == "bus":
+                os.kill(os.getpid(), signal.SIGBUS)
+        return Sample(torch.zeros(3, 16, 16, dtype=torch.uint8), 0)
+
+
+@pytest.mark.parametrize(
+    ("terrible", "said"),
+    [
+        ("killed", r"a worker process of the data loader has died .*recipe\.train\.workers.*--resume"),
+        ("bus", r"recipe\.train\.workers.*/dev/shm"),  # torch tells of the signal, or of an end, whichever is first
+        ("no memory", r"shared memory .* has run out .*recipe\.train\.workers.*/dev/shm"),
+    ],
+)
+def test_a_worker_that_dies_is_told_of_with_what_to_do(terrible: str, said: str) -> None:
+    with pytest.raises(DataError, match=said) as caught:
+        some(Album(Treacherous(terrible)), workers=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_is_killed_while_the_main_process_trains_is_told_of_too() -> None:
+    others = set(multiprocessing.active_children())
+    source = batches(album(64), size=(16, 16), batch_size=4, seed=0, start=0, steps=10_000, workers=1)
+    next(source)
+    (worker,) = set(multiprocessing.active_children()) - others
+
+    def train() -> None:
+        os.kill(worker.pid, signal.SIGKILL)
+        for _ in range(500):
+            time.sleep(0.01)
+
+    with pytest.raises(RuntimeError) as caught:  # torch's, out of whatever goes on: no batch is being asked for
+        train()
+    assert "has died" in str(loader_trouble(caught.value))
+    source.close()
+
+
+def test_errors_that_are_not_the_loaders_are_left_alone() -> None:
+    assert loader_trouble(RuntimeError("CUDA out of memory")) is None
+    assert loader_trouble(ValueError("DataLoader worker (pid 3) exited unexpectedly")) is None
+    assert loader_trouble(OSError(28, "No space left on device")) is None
+    assert "ulimit" in str(loader_trouble(OSError(24, "Too many open files")))
+
+    class Buggy(Photos):
+        def __getitem__(self, index: int) -> Sample:
+            raise RuntimeError("a bug")
+
+    for workers in (0, 2):
+        others = set(multiprocessing.active_children())
+        with pytest.raises(RuntimeError, match="a bug"):
+            some(Album(Buggy(noise())), workers=workers)
+        assert set(multiprocessing.active_children()) <= others  # the error, which lives, does not keep workers alive
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_folder_that_vanishes_is_told_of_once_instead_of_its_files(
+    tmp_path: Path, workers: int, emptied: bool
+) -> None:
+    for number in range(40):
+        path = tmp_path / "photos" / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PillowImage.new("RGB", (16, 16)).save(path)
+    dataset = Folder(root=str(tmp_path / "photos"))
+    source = batches(dataset, size=(16, 16), batch_size=4, seed=0, start=0, steps=10_000, workers=workers)
+    next(source)
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    if emptied:  # what an unmounted disk leaves
+        (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=r"^the folder '.*photos' (cannot be opened any more|is empty now)") as caught:
+        list(source)
+    assert ".png" not in str(caught.value)
+    assert "--resume" in str(caught.value)
+
+
 # -------------------------------------------------------------------------------------------------------- augmentation
+@pytest.mark.parametrize("flip", [True, False])
+def test_crops_are_those_of_torchvisions_transforms_under_the_images_own_seed(flip: bool) -> None:
+    extras = {"depth": torch.rand(2, 30, 20), "parts": torch.arange(600).reshape(1, 30, 20)}
+    dataset = Album(Photos(noise(8, 30, 20), extras=[extras] * 8), mean=(0.0,) * 3, std=(1.0,) * 3)
+    crop = v2.RandomResizedCrop((12, 16), scale=(0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    transform = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0)])
+    (batch,) = some(dataset, batch_size=8, steps=1, seed=5, size=(12, 16), flip=flip)
+    for place, index in enumerate(batch.index.tolist()):
+        torch.manual_seed(stream_seed(5, "augment", 0, index))
+        image, depth, parts = transform(
+            tv_tensors.Image(dataset.train.images[index]), tv_tensors.Image(extras["depth"]), Mask(extras["parts"])
+        )
+        assert torch.equal(batch.images[place], image / 255)
+        assert torch.equal(batch.extras["depth"][place], depth)
+        assert torch.equal(batch.extras["parts"][place], parts)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_tells_what_it_costs_the_loader_on_its_way_to_a_device_too(workers: int) -> None:
+    for batch in some(album(), workers=workers):
+        assert 0 < batch.seconds < 5
+        assert batch.to(torch.device("cpu")).seconds == batch.seconds
+
+
 def test_images_labels_and_index_belong_together() -> None:
     for batch in some(album(), scale=(1.0, 1.0), flip=False):
         assert batch.images.shape == (4, 3, 16, 16)

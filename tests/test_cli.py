@@ -354,7 +354,7 @@ def test_list_shows_every_kind_with_what_comes_with_maskzoo():
     result = maskzoo("list")
     assert result.exit_code == 0
     words = result.output.split()
-    for title in ("strategies", "schedules", "backbones", "objectives", "datasets", "evaluators"):
+    for title in ("strategies", "schedules", "backbones", "objectives", "datasets", "evaluators", "loggers"):
         assert title in words
     registry = Registry()
     assert all(name in words for kind in KINDS for name in registry.classes(kind))
@@ -508,6 +508,7 @@ def test_two_steps_leave_a_run_where_it_was_asked_for(folder: Path, photos: Path
         "evaluation.json",
         "masks",
         "checkpoints",
+        "lock",
     }
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [0, 1]
     assert read(run / "recipe.toml")["masking"]["strategy"]["use"] == "block"

@@ -11,7 +11,7 @@ from maskzoo_clmae import binary_loss, diversity_loss, kl_loss
 from torch import Tensor
 
 from maskzoo import Mask, MaskingContext, Outcome, RecipeError
-from maskzoo.train import StrategyStep
+from maskzoo.train import LearnerStep
 
 
 @pytest.mark.parametrize(("keep", "value"), [(0.5, 0.3008), (0.4, 0.2126), (0.25, 0.0343), (0.1, 0.00116)])
@@ -67,7 +67,7 @@ def test_a_new_masker_is_undecided_and_learns_in_a_batch_of_one():
     scores = strategy.scores(context)
     assert scores.dtype == torch.float32
     assert (scores - 0.5).abs().mean() < 0.25
-    loss, figures = StrategyStep(strategy)(context)
+    loss, figures = LearnerStep(strategy)(context)
     loss.backward(inputs=list(strategy.parameters()))
     assert all(parameter.grad.isfinite().all() for parameter in strategy.parameters())
     assert figures["clmae/diversity"].item() == 0.0
@@ -126,7 +126,7 @@ def test_a_partner_lowers_the_reconstruction_loss_and_an_adversary_raises_it(fac
     objective.decoder_pred.weight.zero_()
     strategy = strategy_of({"use": "clmae", "depth": 2, "kl_reduction": "mean"}, objective)
     optimizer = torch.optim.AdamW(strategy.parameters(), lr=2e-3)
-    step = StrategyStep(strategy)
+    step = LearnerStep(strategy)
     held_out = half_textured(64, seed=999)
 
     def loss_under_its_masks() -> float:

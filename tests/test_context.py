@@ -114,14 +114,14 @@ def test_draws_neither_use_nor_move_the_global_generator() -> None:
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
 def test_two_processes_draw_the_rows_that_one_would(shape: tuple[int, ...]) -> None:
     half = context_on(4, 4, batch=4)
-    ranks = [attrs.evolve(half, rank=rank, world=2).noise(*shape) for rank in (0, 1)]
-    assert torch.cat(ranks).equal(context_on(4, 4, batch=8).noise(*shape))
-    assert not ranks[0].equal(ranks[1])
+    shares = [attrs.evolve(half, share=share, shares=2).noise(*shape) for share in (0, 1)]
+    assert torch.cat(shares).equal(context_on(4, 4, batch=8).noise(*shape))
+    assert not shares[0].equal(shares[1])
 
 
 def test_two_processes_hide_the_patches_that_one_would() -> None:
     half = context_on(4, 4, batch=4, factor=-0.5)
-    hidden = [Fixed().mask(attrs.evolve(half, rank=rank, world=2)).hidden for rank in (0, 1)]
+    hidden = [Fixed().mask(attrs.evolve(half, share=share, shares=2)).hidden for share in (0, 1)]
     assert torch.cat(hidden).equal(Fixed().mask(context_on(4, 4, batch=8, factor=-0.5)).hidden)
 
 
@@ -129,7 +129,7 @@ def test_a_shared_draw_is_one_number_for_all_processes() -> None:
     context = context_on(4, 4)
     chance = context.shared("which")
     assert 0 <= chance < 1
-    assert attrs.evolve(context, rank=1, world=2).shared("which") == chance
+    assert attrs.evolve(context, share=1, shares=2).shared("which") == chance
     others = [
         context.shared("other"),
         attrs.evolve(context, step=1).shared("which"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maskzoo import ContractError, Mask, MaskingContext, official
 from maskzoo.build import make_optimizer
+from maskzoo.engine import Engine, Mover
 from maskzoo.protocols import Batch
 from maskzoo.recipe import OptimizerRecipe
 from maskzoo.registry import Registry
@@ -143,8 +144,9 @@ def test_cl_mae_trains_four_alternating_steps_as_published():
         objective=objective,
         strategy=strategy,
         teacher=None,
-        optimizer=make_optimizer(adamw, [objective], ""),
-        strategy_optimizer=make_optimizer(adamw, [strategy], ""),
+        engine=Engine(torch.device("cpu")),
+        mover=Mover(make_optimizer(adamw, [objective], "")),
+        strategy_mover=Mover(make_optimizer(adamw, [strategy], "")),
         lr=constant(1e-3),
         strategy_lr=constant(1e-3),
         ratio=constant(0.75),
@@ -153,7 +155,6 @@ def test_cl_mae_trains_four_alternating_steps_as_published():
         seed=0,
         steps=4,
         steps_in_epoch=4,
-        device=torch.device("cpu"),
     )
     batches = [Batch(images, None, torch.arange(len(images))) for images in tensors["joint.images"]]
     names = ["loss", "clmae/reconstruction", "clmae/binary", "clmae/kl", "clmae/diversity", "clmae/loss"]

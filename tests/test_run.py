@@ -27,6 +27,7 @@ TINY = [
     ),
     *("--batch-size", "16", "--device", "cpu"),
 ]
+TIMES = ("images_per_second", "data_seconds")
 QUICK = [*TINY, "--set", "evaluation=[]", "--set", "train.pictures=0"]
 
 
@@ -45,7 +46,7 @@ def train(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]
 def metrics(out: Path) -> list[dict[str, float]]:
     """The lines of a run without their times."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def last_state(out: Path) -> dict:
@@ -111,6 +112,7 @@ def test_a_run_leaves_everything_that_explains_it(tmp_path: Path):
         "metrics.jsonl",
         "evaluation.json",
         "masks/curriculum.png",
+        "lock",
         "checkpoints/step-00000009.pt",
     }
     figures = metrics(out)

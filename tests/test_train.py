@@ -10,8 +10,9 @@ from helpers import random_batches, random_images, same_state, state_of, strateg
 from torch import Tensor, nn
 
 from maskzoo import ContractError, Mask, MaskingContext, RecipeError, Strategy, define
+from maskzoo.engine import Mover
 from maskzoo.protocols import Batch
-from maskzoo.train import ModelStep, StrategyStep, look, train, unchanged
+from maskzoo.train import Figures, LearnerStep, ModelStep, look, move_learners, train, unchanged
 
 NESTED = {
     "use": "switch",
@@ -49,13 +50,13 @@ def test_strategy_step_leaves_the_model_alone():
     session = tiny_session("clmae")
     context = look(session, next(random_batches(1)))
     before = state_of(session.objective)
-    loss, _ = StrategyStep(session.strategy)(context)
+    loss, _ = LearnerStep(session.strategy)(context)
     loss.backward(inputs=list(session.strategy.parameters()))
     assert all(parameter.grad is None for parameter in session.objective.parameters())
     assert all(parameter.grad is not None for parameter in session.strategy.parameters())
-    for group in session.strategy_optimizer.param_groups:
+    for group in session.strategy_mover.optimizer.param_groups:
         group["lr"] = 0.1
-    session.strategy_optimizer.step()
+    session.strategy_mover.optimizer.step()
     assert same_state(session.objective, before)
 
 
@@ -65,16 +66,16 @@ def test_model_step_leaves_the_strategy_alone():
     _, _, loss, _ = ModelStep(session.objective, session.strategy)(look(session, next(random_batches(1))))
     loss.backward()
     assert all(parameter.grad is None for parameter in session.strategy.parameters())
-    for group in session.optimizer.param_groups:
+    for group in session.mover.optimizer.param_groups:
         group["lr"] = 0.1
-    session.optimizer.step()
+    session.mover.optimizer.step()
     assert same_state(session.strategy, before)
 
 
 def test_no_optimizer_moves_the_other_players_parameters():
     session = tiny_session("clmae")
-    of_model = {id(p) for group in session.optimizer.param_groups for p in group["params"]}
-    of_masker = {id(p) for group in session.strategy_optimizer.param_groups for p in group["params"]}
+    of_model = {id(p) for group in session.mover.optimizer.param_groups for p in group["params"]}
+    of_masker = {id(p) for group in session.strategy_mover.optimizer.param_groups for p in group["params"]}
     assert not of_model & of_masker
     assert of_masker == {id(p) for p in session.strategy.parameters()}
     assert of_model == {id(p) for p in session.objective.parameters() if p.requires_grad}
@@ -197,9 +198,9 @@ def test_a_joint_learner_is_moved_by_the_models_optimizer():
     strategy = Joint()
     strategy.setup(session.objective)
     session.strategy = strategy
-    session.optimizer.add_param_group({"params": list(strategy.parameters())})
+    session.mover.optimizer.add_param_group({"params": list(strategy.parameters())})
     figures = list(train(session, random_batches(3)))
-    assert session.strategy_optimizer is None
+    assert session.strategy_mover is None
     assert strategy.bias.abs().min() > 0
     assert figures[-1]["joint/bias"] != 0
     assert figures[-1]["joint/loss"] != figures[-1]["loss"]
@@ -304,9 +305,15 @@ def test_a_mask_of_another_count_is_refused():
 def test_two_learners_are_trained_in_one_step_each_by_its_own_loss():
     session = tiny_session({"use": "mix", "parts": ["clmae", {"use": "clmae", "depth": 1}]})
     context = look(session, next(random_batches(1)))
-    together, _ = StrategyStep(session.strategy)(context)
-    together.backward(inputs=list(session.strategy.parameters()))
-    gradients = {name: parameter.grad.clone() for name, parameter in session.strategy.named_parameters()}
+    gradients = {}
+
+    class Still(torch.optim.SGD):
+        def step(self):
+            gradients.update({name: value.grad.clone() for name, value in session.strategy.named_parameters()})
+
+    session.strategy_mover = Mover(Still(session.strategy.parameters(), lr=1.0))
+    steps = {learner: LearnerStep(learner) for learner in session.strategy.learners()}
+    move_learners(session, steps, [context], Figures())
     for position, (learner, seen) in enumerate(session.strategy.active(context)):
         mask = learner.soft_mask(seen)
         learner.zero_grad()

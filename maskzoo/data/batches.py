@@ -1,12 +1,16 @@
-"""The way from a data set to augmented batches, the same for any number of workers and from any step on.
+"""The way from a data set to augmented batches, the same for any number of workers and processes and from any step on.
 
 Shapes: B images, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+import errno
+import itertools
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, cast
 
 import attrs
 import torch
@@ -15,8 +19,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from maskzoo.data.folder import SourceGoneError
 from maskzoo.errors import ContractError, DataError, MaskZooError
-from maskzoo.protocols import Batch, Dataset, Sample, Split
+from maskzoo.protocols import Batch, Dataset, Sample, Split, Stream
 from maskzoo.seeds import stream, stream_seed
 
 BICUBIC = InterpolationMode.BICUBIC
@@ -73,64 +78,235 @@ def batches(
     workers: int = 0,
     max_broken: float = 0.1,
     pin_memory: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of steps `start` to `steps` - 1, each a random crop (area in `scale`), mirrored or not, normalised.
+    """This process's part of steps `start` to `steps` - 1: random crops (area in `scale`), mirrored or not, normalised.
 
+    `batch_size` is that of all `world` processes together. Each step comes in `accumulate` batches: its images, in
+    their order, are cut into `accumulate` * `world` equal shares, and batch a of process `rank` is share
+    a * `world` + `rank`. Which images those are and how they are cropped depends on neither, nor on `workers`.
     `flip` overrules the data set's. An image that cannot be read is replaced by the next one and reported once, in
-    `Batch.broken`. Raises DataError when their share of the training images exceeds `max_broken`.
+    `Batch.broken`, by the process that met it. Raises DataError when those that this process met exceed the share
+    `max_broken` of the training images, and when a worker dies; ContractError where the shares would not be equal.
     """
+    if world < 1 or accumulate < 1 or not 0 <= rank < world or batch_size % (world * accumulate):
+        raise ContractError(
+            f"a batch of {batch_size} cannot be cut into {accumulate} x {world} equal shares, for process {rank}"
+        )
     per_epoch = steps_in_epoch(dataset, batch_size)
+    split = dataset.train
+    augment = _Augment(
+        seed=seed,
+        crop=v2.RandomResizedCrop(size, scale=scale, interpolation=BICUBIC, antialias=True),
+        size=size,
+        flip=0.5 if (dataset.flip if flip is None else flip) else 0.0,
+        channels=dataset.channels,
+        labelled=dataset.classes is not None,
+        mean=tuple(dataset.mean),
+        std=tuple(dataset.std),
+    )
+    plan: Iterable[object]
+    source: _LookedUp | _Streamed
+    pieces, prefetched = 1, 2  # of a batch, and how many of those each worker prepares in advance
+    if isinstance(split, Stream):
+        parts = _Parts.of(batch_size, world, accumulate, split)
+        pieces = parts.pieces
+        prefetched = 2 * pieces
+        workers = parts.useful_workers(workers)
+        source = _Streamed(split, augment, count=parts.rows, shared=workers > 0)
+        plan = parts.plan(per_epoch, rank=rank, start=start, steps=steps)
+    else:
+        source = _LookedUp(split, augment, shared=workers > 0)
+        plan = _plan(
+            len(split), batch_size, per_epoch, seed=seed, start=start, steps=steps, shares=(rank, world, accumulate)
+        )
+    pinned = pin_memory and torch.cuda.is_available()
     loader = torch.utils.data.DataLoader(
-        _Augmented(
-            dataset.train,
-            seed=seed,
-            transform=v2.Compose(
-                [
-                    v2.RandomResizedCrop(size, scale=scale, interpolation=BICUBIC, antialias=True),
-                    v2.RandomHorizontalFlip(0.5 if (dataset.flip if flip is None else flip) else 0.0),
-                ]
-            ),
-            channels=dataset.channels,
-            labelled=dataset.classes is not None,
-        ),
-        batch_sampler=_plan(len(dataset.train), batch_size, per_epoch, seed=seed, start=start, steps=steps),
+        source,
+        sampler=plan,
+        batch_size=None,  # a request is a whole batch
         num_workers=workers,
-        collate_fn=_Collate(tuple(dataset.mean), tuple(dataset.std)),
-        pin_memory=pin_memory and torch.cuda.is_available(),
+        prefetch_factor=prefetched if workers else None,
+        collate_fn=_as_it_is,
+        pin_memory=pinned and pieces == 1,
         generator=torch.Generator(),  # otherwise the loader draws a seed, which nobody uses, from the global one
     )
-    return _checked(loader, len(dataset.train), max_broken)
+    packs: Generator[_Packed, None, None] = _without_torchs_words(loader)
+    if pieces > 1:
+        packs = _joined(packs, pieces, pinned=pinned)
+    return _checked(packs, len(split), max_broken, max(1, workers))
 
 
 def _plan(
-    images: int, batch_size: int, per_epoch: int, *, seed: int, start: int, steps: int
+    images: int, batch_size: int, per_epoch: int, *, seed: int, start: int, steps: int, shares: tuple[int, int, int]
 ) -> Iterator[list[tuple[int, int]]]:
-    """The (epoch, index) of the images of each step."""
+    """The (epoch, index) of the images of each of this process's batches; `shares` are its rank, world, accumulate."""
+    rank, world, accumulate = shares
+    rows = batch_size // (world * accumulate)
     for step in range(start, steps):
         epoch, position = divmod(step, per_epoch)
         if step == start or position == 0:
             order = torch.randperm(images, generator=stream(seed, "order", epoch))
-        yield [(epoch, index) for index in order[position * batch_size : (position + 1) * batch_size].tolist()]
+        for part in range(accumulate):
+            first = position * batch_size + (part * world + rank) * rows
+            yield [(epoch, index) for index in order[first : first + rows].tolist()]
 
 
-def _checked(loader: torch.utils.data.DataLoader[_Picked], images: int, max_broken: float) -> Iterator[Batch]:
+@attrs.frozen
+class _Parts:
+    """How a step is put together from the shares of a stream.
+
+    The images of a step come from all shares, in equal runs, one share after the other. A piece is what one share gives
+    to one batch; it is the same whoever reads it.
+    """
+
+    stream_shares: int
+    world: int
+    accumulate: int
+    units: int  # pieces in a step, of all processes
+    rows: int  # images in a piece
+
+    @classmethod
+    def of(cls, batch_size: int, world: int, accumulate: int, split: Stream) -> _Parts:
+        """The parts of a batch; DataError where they would not be equal."""
+        batches, shares = world * accumulate, split.shares
+        if batch_size % shares or (batches % shares and shares % batches):
+            raise DataError(
+                f"recipe.data.shares: a batch of {batch_size} images in {batches} "
+                f"{'part' if batches == 1 else 'equal parts'} cannot be read from {shares} shares alike; take a number "
+                f"that divides the batch, and that divides {batches} or is a multiple of it"
+            )
+        units = max(batches, shares)
+        return cls(shares, world, accumulate, units, batch_size // units)
+
+    @property
+    def pieces(self) -> int:
+        """How many make a batch."""
+        return self.units // (self.world * self.accumulate)
+
+    def useful_workers(self, workers: int) -> int:
+        """As many of the workers as leave each with shares of its own: the loader deals pieces out in turns."""
+        here = self.pieces * self.accumulate
+        return max((number for number in range(1, min(workers, here) + 1) if here % number == 0), default=0)
+
+    def plan(self, per_epoch: int, *, rank: int, start: int, steps: int) -> Iterator[tuple[int, int, int]]:
+        """(epoch, share, place of the first image in it) of each piece of this process."""
+        by_share = self.units // self.stream_shares
+        for step in range(start, steps):
+            epoch, position = divmod(step, per_epoch)
+            for part in range(self.accumulate):
+                first = (part * self.world + rank) * self.pieces
+                for unit in range(first, first + self.pieces):
+                    share, run = divmod(unit, by_share)
+                    yield epoch, share, (position * by_share + run) * self.rows
+
+
+def _joined(pieces: Generator[_Packed, None, None], count: int, *, pinned: bool) -> Generator[_Packed, None, None]:
+    """Whole batches from `count` pieces each."""
+    while some := list(itertools.islice(pieces, count)):
+        seconds = sum(piece.seconds for piece in some)
+        found = [piece.batch for piece in some if piece.batch is not None]
+        failure = next((piece.failure for piece in some if piece.failure is not None), None)
+        if failure is None and any(batch.extras.keys() != found[0].extras.keys() for batch in found):
+            failure = ContractError("some training images have extras that others lack")
+        if failure is not None:
+            yield _Packed(None, {}, failure)
+            return
+        labels = [batch.labels for batch in found if batch.labels is not None]
+        joined = Batch(
+            images=torch.cat([batch.images for batch in found]),
+            labels=torch.cat(labels) if labels else None,
+            index=torch.cat([batch.index for batch in found]),
+            extras={name: torch.cat([batch.extras[name] for batch in found]) for name in found[0].extras},
+        )
+        whole = _Packed(joined, {}, seconds=seconds)
+        yield whole.pin_memory() if pinned else whole
+
+
+def _checked(packs: Generator[_Packed, None, None], images: int, max_broken: float, makers: int) -> Iterator[Batch]:
     """The loader's batches; broken images are counted here since each worker sees only some of them."""
     seen: dict[int, str] = {}
-    for packed in loader:
-        news = {index: sentence for index, sentence in packed.broken.items() if index not in seen}
-        seen.update(news)
-        if len(seen) > max_broken * images + 1e-9:  # 0.29 * 100 is 28.999999999999996
-            named = "; ".join(list(seen.values())[:3])
-            raise DataError(
-                f"recipe.train.max_broken: {len(seen)} of {images} training images cannot be read, "
-                f"more than the share of {max_broken:g} that is allowed: {named}"
-            )
-        if packed.failure is not None:
-            raise packed.failure
-        assert packed.batch is not None
-        yield attrs.evolve(packed.batch, broken=tuple(news.values()))
+    with closing(packs):  # an error ends the workers now, not when its traceback is forgotten
+        for packed in packs:
+            if isinstance(packed.failure, SourceGoneError):
+                raise packed.failure
+            news = {index: sentence for index, sentence in packed.broken.items() if index not in seen}
+            seen.update(news)
+            if len(seen) > max_broken * images + 1e-9:  # 0.29 * 100 is 28.999999999999996
+                named = "; ".join(list(seen.values())[:3])
+                raise DataError(
+                    f"recipe.train.max_broken: {len(seen)} of {images} training images cannot be read, "
+                    f"more than the share of {max_broken:g} that is allowed: {named}"
+                )
+            if packed.failure is not None:
+                raise packed.failure
+            assert packed.batch is not None
+            yield attrs.evolve(packed.batch, broken=tuple(news.values()), seconds=packed.seconds / makers)
 
 
+# ------------------------------------------------------------------------------------------------- troubles of workers
+def loader_trouble(error: BaseException) -> DataError | None:
+    """What to tell of an error that torch raises for a loader's worker, or None where it is about something else.
+
+    A dead worker is not always noticed where its batch is asked for: torch raises in whatever the main process happens
+    to be doing, so whoever trains on batches asks here too.
+    """
+    if not isinstance(error, RuntimeError | OSError):
+        return None
+    told = [error, *([error.__cause__] if isinstance(error.__cause__, RuntimeError) else [])]  # by which signal
+    text = " ".join("; ".join(str(one) for one in told).split())
+    torchs_file = "/torch_" in text or "shared memory" in text
+    if "Bus error" in text or (torchs_file and ("unable to" in text or "No space left" in text)):
+        return DataError(
+            f"the shared memory through which the loader's workers hand over their batches has run out ({text}); lower "
+            "recipe.train.workers or recipe.train.batch_size, or enlarge /dev/shm (for a container: --shm-size)"
+        )
+    if (isinstance(error, OSError) and error.errno == errno.EMFILE) or "Too many open files" in text:
+        return DataError(
+            f"the loader's workers have more files open than the system allows ({text}); raise the limit (ulimit -n) "
+            "or lower recipe.train.workers"
+        )
+    if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
+        return _dead_worker(text)
+    return None
+
+
+def _dead_worker(text: str) -> DataError:
+    return DataError(
+        f"a worker process of the data loader has died ({text}); most often the system has killed it because memory "
+        "ran out: lower recipe.train.workers or recipe.train.batch_size, or free memory, and go on with --resume; "
+        "after a bus error it was shared memory: enlarge /dev/shm (for a container: --shm-size)"
+    )
+
+
+def _without_torchs_words(loader: torch.utils.data.DataLoader[_Packed]) -> Generator[_Packed, None, None]:
+    """What the loader gives; DataError where a worker dies or shared memory runs out."""
+    try:
+        yield from loader
+    except Exception as error:
+        if loader.num_workers:
+            _forget_frames(error)
+        trouble = loader_trouble(error)
+        if trouble is None and loader.num_workers and isinstance(error, ConnectionError | EOFError):
+            trouble = _dead_worker(f"{type(error).__name__}: {error}".removesuffix(": "))
+        if trouble is None:
+            raise
+        raise trouble from error
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop torch's frames from an error: they hold the loader, so the workers would live on as long as the error.
+
+    What happened in a worker is in the error's words. Left to the collector of cycles, each worker takes 5 s to end.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+# ------------------------------------------------------------------------------------------------- what the workers do
 @attrs.frozen(eq=False)
 class _Picked:
     """One augmented image, not normalised yet; or what kept it from being one."""
@@ -150,73 +326,82 @@ class _Packed:
     batch: Batch | None
     broken: Mapping[int, str]
     failure: MaskZooError | None = None
+    seconds: float = 0.0  # that making it took
 
     def pin_memory(self) -> _Packed:
         """The same in page-locked memory; the loader calls this."""
-        if self.batch is None:
-            return self
+        return self if self.batch is None else attrs.evolve(self, batch=_each(self.batch, Tensor.pin_memory))
+
+    def handed_over(self, began: float, *, shared: bool) -> _Packed:
+        """The same, where the main process can see it, with the time that it took.
+
+        Shared here, in the worker's own thread: torch would do it in the thread of a queue, where an error is printed,
+        and the batch then waited for in vain.
+        """
         batch = self.batch
-        pinned = Batch(
-            images=batch.images.pin_memory(),
-            labels=None if batch.labels is None else batch.labels.pin_memory(),
-            index=batch.index.pin_memory(),
-            extras={name: values.pin_memory() for name, values in batch.extras.items()},
-        )
-        return attrs.evolve(self, batch=pinned)
+        if batch is not None and shared:
+            batch = _each(batch, Tensor.share_memory_)
+        return attrs.evolve(self, batch=batch, seconds=time.perf_counter() - began)
+
+
+def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """A batch with all its tensors changed."""
+    return Batch(
+        images=change(batch.images),
+        labels=None if batch.labels is None else change(batch.labels),
+        index=change(batch.index),
+        extras={name: change(values) for name, values in batch.extras.items()},
+    )
+
+
+def _as_it_is(packed: Any) -> Any:
+    return packed
 
 
 @attrs.frozen(eq=False)
-class _Augmented(torch.utils.data.Dataset[_Picked]):
-    """The training images, cropped and mirrored by what (epoch, index) says."""
+class _Augment:
+    """Crops, mirrors and packs images by what (epoch, index) says."""
 
-    split: Split
     seed: int
-    transform: v2.Transform
+    crop: v2.RandomResizedCrop
+    size: tuple[int, int]
+    flip: float  # how likely an image is mirrored
     channels: int
     labelled: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
-    def __getitem__(self, place: tuple[int, int]) -> _Picked:
-        epoch, index = place
-        broken: dict[int, str] = {}
-        try:
-            sample, found = self._lookup(index, broken)
-            self._check(sample, found)
-            image, extras = self._augmented(sample, epoch, index)
-            return _Picked(image, found, sample.label if self.labelled else None, extras, broken)
-        except MaskZooError as error:
-            return _Picked(torch.empty(0), index, None, {}, broken, failure=error)
+    def pick(self, sample: Sample, epoch: int, index: int, found: int, broken: Mapping[int, str]) -> _Picked:
+        """The image that was `found` where that at `index` was asked for; ContractError if it is not as promised."""
+        self._check(sample, found)
+        image, extras = self._augmented(sample, epoch, index)
+        return _Picked(image, found, sample.label if self.labelled else None, extras, broken)
 
     def _augmented(self, sample: Sample, epoch: int, index: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The sample's image and extras under one random crop and flip, drawn for the place that was asked for."""
-        image = tv_tensors.Image(sample.image)
-        extras = {
-            name: (tv_tensors.Image if values.is_floating_point() else tv_tensors.Mask)(values)
-            for name, values in sample.extras.items()
-        }
+        image = sample.image.as_subclass(Tensor)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator, and nowhere else
             # The index asked for, not the one found: a stand-in differs from itself elsewhere in the epoch.
             torch.default_generator.manual_seed(stream_seed(self.seed, "augment", epoch, index))
-            image, extras = self.transform(image, extras)
-        size = image.shape[-2:]
-        return (
-            image.as_subclass(Tensor),
-            {  # reshaped, since [H, W] has become [1, H, W]
-                name: values.as_subclass(Tensor).reshape(*sample.extras[name].shape[:-2], *size)
-                for name, values in extras.items()
-            },
+            place = self.crop.make_params([image])
+            mirrored = torch.rand(1, generator=torch.default_generator).item() < self.flip
+        # Straight to the kernels: on small images the dispatch of torchvision's transforms takes longer than they do.
+        functional = v2.functional
+        image = functional.resized_crop_image(
+            image, **place, size=list(self.size), interpolation=BICUBIC, antialias=True
         )
-
-    def _lookup(self, index: int, broken: dict[int, str]) -> tuple[Sample, int]:
-        """The image at `index`, or the first after it that can be read, and where it was; notes the `broken` ones."""
-        images = len(self.split)
-        for offset in range(min(LOOKUP_TRIES, images)):
-            candidate = (index + offset) % images
-            try:
-                return self.split[candidate], candidate
-            except DataError as error:
-                broken[candidate] = str(error)
-        named = "; ".join(list(broken.values())[:3])
-        raise DataError(f"{len(broken)} training images in a row cannot be read: {named}")
+        extras = {}
+        for name, values in sample.extras.items():
+            flat = values.as_subclass(Tensor).reshape(-1, *values.shape[-2:])
+            if values.is_floating_point():
+                flat = functional.resized_crop_image(
+                    flat, **place, size=list(self.size), interpolation=BICUBIC, antialias=True
+                )
+            else:
+                flat = functional.resized_crop_mask(flat, **place, size=list(self.size))
+            flat = functional.horizontal_flip_image(flat) if mirrored else flat
+            extras[name] = flat.reshape(*values.shape[:-2], *self.size)
+        return functional.horizontal_flip_image(image) if mirrored else image, extras
 
     def _check(self, sample: Sample, index: int) -> None:
         image = sample.image
@@ -234,15 +419,8 @@ class _Augmented(torch.utils.data.Dataset[_Picked]):
         if self.labelled and sample.label is None:
             raise ContractError(f"training image {index} has no label, but the data set has classes")
 
-
-@attrs.frozen(eq=False)
-class _Collate:
-    """Turns single images into a batch, normalised as a whole: that is where single images would lose time."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, picked: list[_Picked]) -> _Packed:
+    def pack(self, picked: Sequence[_Picked]) -> _Packed:
+        """Single images as a batch, normalised as a whole: that is where single images would lose time."""
         broken = {index: sentence for one in picked for index, sentence in one.broken.items()}
         failure = next((one.failure for one in picked if one.failure is not None), None)
         if failure is not None:
@@ -257,6 +435,89 @@ class _Collate:
             extras={name: torch.stack([one.extras[name] for one in picked]) for name in picked[0].extras},
         )
         return _Packed(batch, broken)
+
+
+@attrs.frozen(eq=False)
+class _LookedUp(torch.utils.data.Dataset[_Packed]):
+    """Batches of a split, by the (epoch, index) of their images."""
+
+    split: Split
+    augment: _Augment
+    shared: bool  # hand batches over in shared memory
+
+    def __getitem__(self, places: Sequence[tuple[int, int]]) -> _Packed:
+        began = time.perf_counter()
+        picked = []
+        for epoch, index in places:
+            picked.append(self._picked(epoch, index))
+            if isinstance(picked[-1].failure, SourceGoneError):
+                break
+        return self.augment.pack(picked).handed_over(began, shared=self.shared)
+
+    def _picked(self, epoch: int, index: int) -> _Picked:
+        broken: dict[int, str] = {}
+        try:
+            sample, found = self._lookup(index, broken)
+            return self.augment.pick(sample, epoch, index, found, broken)
+        except MaskZooError as error:
+            return _Picked(torch.empty(0), index, None, {}, broken, failure=error)
+
+    def _lookup(self, index: int, broken: dict[int, str]) -> tuple[Sample, int]:
+        """The image at `index`, or the first after it that can be read, and where it was; notes the `broken` ones."""
+        images = len(self.split)
+        for offset in range(min(LOOKUP_TRIES, images)):
+            candidate = (index + offset) % images
+            try:
+                return self.split[candidate], candidate
+            except SourceGoneError:
+                raise
+            except DataError as error:
+                broken[candidate] = str(error)
+        named = "; ".join(list(broken.values())[:3])
+        raise DataError(f"{len(broken)} training images in a row cannot be read: {named}")
+
+
+@attrs.frozen(eq=False)
+class _Streamed(torch.utils.data.Dataset[_Packed]):
+    """Pieces of batches of a stream, by (epoch, share, place); a share is read on from where the last piece ended.
+
+    Whoever is asked for another place reads up to it first, so that no figure depends on who is asked for what.
+    """
+
+    split: Stream
+    augment: _Augment
+    count: int  # images in a piece
+    shared: bool
+    _open: dict[int, tuple[int, int, Iterator[Sample]]] = attrs.field(factory=dict, init=False)  # epoch, place, images
+
+    def __getitem__(self, request: tuple[int, int, int]) -> _Packed:
+        began = time.perf_counter()
+        epoch, share, first = request
+        each = len(self.split) // self.split.shares
+        picked = []
+        try:
+            for place, sample in enumerate(self._samples(epoch, share, first), start=first):
+                index = share * each + place
+                picked.append(self.augment.pick(sample, epoch, index, index, {}))
+        except MaskZooError as error:
+            return _Packed(None, {}, failure=error)
+        return self.augment.pack(picked).handed_over(began, shared=self.shared)
+
+    def _samples(self, epoch: int, share: int, first: int) -> Iterator[Sample]:
+        opened, place, images = self._open.pop(share, (-1, 0, iter(())))
+        if opened != epoch or place > first:
+            images, place = self.split.read(stream_seed(self.augment.seed, "order", epoch), share), 0
+        for _ in range(first - place):
+            next(images, None)
+        for done in range(self.count):
+            sample = next(images, None)
+            if sample is None:
+                raise DataError(
+                    f"share {share} of {self.split.shares} of the stream ended after {first + done} images, but "
+                    f"{len(self.split)} images in all were promised; correct that number"
+                )
+            yield sample
+        self._open[share] = epoch, first + self.count, images
 
 
 def _normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

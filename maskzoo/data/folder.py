@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import attrs
 import numpy as np
@@ -32,6 +32,10 @@ PROBED = 32  # images that are asked for their size
 USUAL_SIZE = (224, 224)
 
 
+class SourceGoneError(DataError):
+    """All images are out of reach, not one of them: there is no point in trying the next."""
+
+
 @attrs.frozen(eq=False)
 class ImageFiles:
     """A split of image files, decoded at each lookup; a file that cannot be decoded raises DataError, naming it."""
@@ -39,18 +43,24 @@ class ImageFiles:
     files: Sequence[str]
     labels: Sequence[int] | None
     channels: int = 3
+    root: str | None = None  # the folder without which there are no files at all
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        image = read_image(self.files[index], self.channels)
+        try:
+            image = read_image(self.files[index], self.channels)
+        except DataError:
+            if self.root is not None:
+                check_still_there(self.root)
+            raise
         return Sample(image, None if self.labels is None else self.labels[index])
 
     def subset(self, positions: Sequence[int]) -> ImageFiles:
         """The images at `positions`."""
         labels = None if self.labels is None else [self.labels[position] for position in positions]
-        return ImageFiles([self.files[position] for position in positions], labels, self.channels)
+        return attrs.evolve(self, files=[self.files[position] for position in positions], labels=labels)
 
 
 @define
@@ -78,6 +88,21 @@ class Folder:
         self.mean: Sequence[float]
         self.std: Sequence[float]
         self.mean, self.std = STATISTICS[self.channels]
+
+
+def check_still_there(root: str | os.PathLike[str]) -> None:
+    """Raise SourceGoneError if a folder that held images is gone, or as empty as one whose disk was unmounted."""
+    try:
+        with os.scandir(root) as entries:
+            if next(entries, None) is not None:
+                return
+        what = "is empty now"
+    except OSError as error:
+        what = f"cannot be opened any more ({error.strerror})"
+    raise SourceGoneError(
+        f"the folder '{root}' {what}, though it held images when the run began; bring it back (is its disk mounted?) "
+        "and go on with --resume"
+    )
 
 
 def check_folder(path: Path) -> None:
@@ -139,7 +164,7 @@ def find_images(
             f"('{next(iter(by_class))}'); a labelled set has folders only, an unlabelled one has none"
         )
     if loose:
-        return ImageFiles(loose, None, channels), None
+        return ImageFiles(loose, None, channels, str(folder)), None
     if not by_class:
         raise DataError(f"'{folder}' holds no images; these would be files that end in {', '.join(EXTENSIONS)}")
     classes = list(by_class) if known is None else known
@@ -152,7 +177,7 @@ def find_images(
     numbers = {name: number for number, name in enumerate(classes)}
     files = [file for paths in by_class.values() for file in paths]
     labels = [numbers[name] for name, paths in by_class.items() for _ in paths]
-    return ImageFiles(files, labels, channels), classes
+    return ImageFiles(files, labels, channels, str(folder)), classes
 
 
 def is_image(name: str) -> bool:
@@ -186,12 +211,29 @@ def common_size(split: ImageFiles) -> tuple[int, int] | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def shared_size(split: Split) -> tuple[int, int] | None:
+    """As `common_size`, of any split, by looking its images up."""
+    probed = min(PROBED, len(split))
+    sizes = set()
+    for position in range(probed):
+        try:
+            sizes.add(split[position * len(split) // probed].image.shape[-2:])
+        except DataError:  # its lookup will tell
+            continue
+    if len(sizes) != 1:
+        return None
+    height, width = sizes.pop()
+    return height, width
+
+
 @contextmanager
-def opened(file: str) -> Iterator[Image.Image]:
+def opened(file: str | IO[bytes], name: str = "") -> Iterator[Image.Image]:
     """The image in `file`, its header read and its pixels not yet; Pillow's warnings are silenced meanwhile.
 
-    Whatever goes wrong with the image becomes a DataError that names the file: Pillow raises nearly everything.
+    Whatever goes wrong with the image becomes a DataError that names it, by `name` if the file has none: Pillow raises
+    nearly everything.
     """
+    name = name or f"'{file}'"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -200,27 +242,32 @@ def opened(file: str) -> Iterator[Image.Image]:
         except DataError:
             raise
         except UnidentifiedImageError as error:
-            raise DataError(f"'{file}' is no image; mend or remove it") from error
+            raise DataError(f"{name} is no image; mend or remove it") from error
         except Exception as error:
-            raise DataError(f"'{file}' cannot be decoded ({error}); mend or remove it") from error
+            raise DataError(f"{name} cannot be decoded ({error}); mend or remove it") from error
 
 
-def read_image(file: str, channels: int) -> Tensor:
-    """The image in `file` as uint8 [C, H, W]: grey, RGB or RGBA. Raises DataError, naming the file.
+def read_image(file: str | IO[bytes], channels: int, name: str = "") -> Tensor:
+    """The image in `file` as uint8 [C, H, W]: grey, RGB or RGBA. Raises DataError, naming it as `opened` does.
 
     Pixels are taken as they are stored: an EXIF orientation is ignored, and so is transparency unless C is 4. Of an
     animation the first frame counts. Grey of 16 bits is scaled to 8.
     """
-    with opened(file) as image:
-        if image.mode.startswith(("I", "F")):
-            image = _eight_bits(image, file)
-        pixels = np.array(image.convert(MODES[channels]))
+    with opened(file, name) as image:
+        return pixels_of(image, channels, name or f"'{file}'")
+
+
+def pixels_of(image: Image.Image, channels: int, name: str) -> Tensor:
+    """The pixels of an image as uint8 [C, H, W]; DataError, naming it, where their range is not known."""
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image, name)
+    pixels = np.array(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
-def _eight_bits(image: Image.Image, file: str) -> Image.Image:
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     """The grey image in 8 bits; Pillow would clip what is above 255."""
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        raise DataError(f"'{file}' has pixels of 32 bits, whose range nobody knows; convert it to 8 or 16 bits")
+        raise DataError(f"{name} has pixels of 32 bits, whose range nobody knows; convert it to 8 or 16 bits")
     return Image.fromarray((pixels / 257).round().astype(np.uint8))

@@ -94,9 +94,8 @@ class Reconstruct(nn.Module):
             decoded = block(decoded)
         prediction = self.decoder_pred(self.decoder_norm(decoded))[:, self.backbone.prefix :].float()
         patch_loss = (prediction - self.target(images)).square().mean(dim=2)  # [B, N]
-        weights = mask.weights.float()
         return Outcome(
-            loss=(patch_loss * weights).sum() / weights.sum().clamp(min=1e-6),  # a mask may hide nothing
+            loss=mask.mean(patch_loss),
             latent=latent,
             patch_loss=patch_loss,
             decoder_input=decoder_input,

@@ -1,0 +1,245 @@
+"""Images in WebDataset's shards on this machine, looked up where they lie in the tar files.
+
+Shapes: M images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, cast
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from maskzoo.data.folder import MODES, STATISTICS, USUAL_SIZE, check_folder, check_still_there, read_image, shared_size
+from maskzoo.errors import DataError, RecipeError
+from maskzoo.protocols import Sample, Split, define
+
+INFO_FILES = ("_info.json", "info.json")  # what the shards of timm's data sets come with
+NO_LABEL = -1
+
+
+@attrs.frozen(eq=False)
+class ImagesInShards:
+    """A split of images in uncompressed tar files, read and decoded at each lookup.
+
+    Nothing is held open between two lookups, so that any number of processes may share a split.
+    """
+
+    root: str
+    files: Sequence[str]  # the shards
+    shard: NDArray[np.int32]  # [M] which of the files an image is in
+    start: NDArray[np.int64]  # [M] its first byte
+    size: NDArray[np.int64]  # [M] how many bytes it has
+    labels: NDArray[np.int64] | None  # [M]
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, index: int) -> Sample:
+        file, start, size = self.files[self.shard[index]], int(self.start[index]), int(self.size[index])
+        try:
+            with open(file, "rb") as shard:
+                shard.seek(start)
+                content = shard.read(size)
+        except OSError as error:
+            check_still_there(self.root)
+            raise DataError(f"shard '{file}' cannot be read ({error.strerror}); bring it back") from error
+        name = f"the image at byte {start} of '{file}'"
+        if len(content) < size:
+            raise DataError(f"{name} is cut short; fetch the shard anew")
+        return Sample(
+            read_image(io.BytesIO(content), self.channels, name),
+            None if self.labels is None else int(self.labels[index]),
+        )
+
+
+@define
+class Shards:
+    """WebDataset's shards on this machine: tar files of images, each with its class's number beside it."""
+
+    name: ClassVar[str] = "shards"
+
+    root: str
+    train_split: str = "train-*.tar"  # a pattern, also like train-{0000..0146}.tar, or a split's name in _info.json
+    test_split: str = ""  # none
+    image_key: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")  # endings of the members that are images
+    label_key: str = "cls"  # the ending of the member that holds the number; "json:field" for a field of one in JSON
+    class_count: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    size: int | tuple[int, int] | None = None  # height and width; unless given, the images' own if it is one, or 224
+    channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
+    flip: bool = True  # whether a mirrored image still shows the same
+
+    def __attrs_post_init__(self) -> None:
+        root = Path(self.root).expanduser()
+        check_folder(root)
+        train = self._split(root, find_shards(root, self.train_split, "train_split"))
+        files = find_shards(root, self.test_split, "test_split") if self.test_split else []
+        test = self._split(root, files)
+        if both := set(train.files) & set(test.files):
+            raise RecipeError(f"'{min(both)}' is among the training images too", key="test_split")
+        self.train: Split = train
+        self.test: Split = test
+        self.classes: Sequence[str] | None = None
+        if train.labels is not None:
+            if self.class_count is None:
+                self.class_count = int(train.labels.max()) + 1
+            self.classes = [str(number) for number in range(self.class_count)]
+            for split in (train, test):
+                if split.labels is not None and len(split) and int(split.labels.max()) >= self.class_count:
+                    raise RecipeError(
+                        f"there is the label {int(split.labels.max())}, so there are more than {self.class_count} "
+                        "classes",
+                        key="class_count",
+                    )
+        if self.size is None:
+            self.size = shared_size(train) or USUAL_SIZE
+        elif isinstance(self.size, int):
+            self.size = (self.size, self.size)
+        self.mean: Sequence[float]
+        self.std: Sequence[float]
+        self.mean, self.std = STATISTICS[self.channels]
+
+    def _split(self, root: Path, files: Sequence[Path]) -> ImagesInShards:
+        found = [members(file, tuple(self.image_key), self.label_key) for file in files]
+        table = np.concatenate([np.empty((0, 3), dtype=np.int64), *found])
+        labels = table[:, 2]
+        lacking = int((labels == NO_LABEL).sum())
+        if 0 < lacking < len(labels):
+            raise DataError(
+                f"{lacking} of {len(labels)} images in '{files[0]}' and its like have no '{self.label_key}'"
+            )
+        if files and not len(table):
+            raise DataError(
+                f"'{files[0]}' and its like hold no images; these would be members that end in "
+                f"{', '.join(self.image_key)} (`data.image_key`)"
+            )
+        return ImagesInShards(
+            root=str(root),
+            files=[str(file) for file in files],
+            shard=np.repeat(np.arange(len(files), dtype=np.int32), [len(one) for one in found]),
+            start=table[:, 0],
+            size=table[:, 1],
+            labels=None if lacking or not self.label_key else labels,
+            channels=self.channels,
+        )
+
+
+def find_shards(root: Path, split: str, key: str) -> list[Path]:
+    """The shards that a split's name or a pattern means, in order; RecipeError, for the option `key`, if there is none.
+
+    A pattern is one of the shell, in which {0000..0146} is a range of numbers.
+    """
+    for name in INFO_FILES:
+        if (root / name).is_file():
+            try:
+                listed = json.loads((root / name).read_text(encoding="utf-8"))["splits"].get(split)
+                files = [] if listed is None else [root / file for file in listed["filenames"]]
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                raise DataError(f"'{root / name}' does not list splits and their files ({error!r})") from error
+            if files:
+                break
+    else:
+        files = []
+        for pattern in _numbered(split):
+            if any(sign in pattern for sign in "*?["):
+                files += sorted(root.glob(pattern))
+            elif pattern != split or (root / pattern).is_file():
+                files.append(root / pattern)
+    if not files:
+        raise RecipeError(f"no shard in '{root}' is meant by '{split}'; write a pattern such as train-*.tar", key=key)
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"the shard '{file}' is missing, of those that `data.{key}` names")
+    return files
+
+
+def _numbered(pattern: str) -> Iterator[str]:
+    """The texts that a pattern with ranges {0000..0146} stands for."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if found is None:
+        yield pattern
+        return
+    for number in range(int(found[1]), int(found[2]) + 1):
+        head, tail = pattern[: found.start()], pattern[found.end() :]
+        yield from _numbered(f"{head}{number:0{len(found[1])}d}{tail}")
+
+
+def members(file: Path, image_key: tuple[str, ...], label_key: str) -> NDArray[np.int64]:
+    """[M, 3]: first byte, number of bytes and label of each image of a shard; NO_LABEL where there is none.
+
+    A large shard takes seconds to go through, so what was found is kept in the user's cache, under the shard's name,
+    size and time of change. Raises DataError for what is no whole, uncompressed tar file.
+    """
+    try:
+        state = file.stat()
+        told = [str(file.resolve()), state.st_size, state.st_mtime_ns, image_key, label_key]
+        kept = cache_folder() / f"{hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()}.npy"
+        if kept.is_file():
+            return cast("NDArray[np.int64]", np.load(kept, allow_pickle=False))
+    except (OSError, ValueError):
+        pass  # it can be gone through again; if the shard itself is the trouble, that will tell
+    try:
+        with tarfile.open(file, "r:") as shard:
+            table = np.array(list(_found(shard, image_key, label_key)), dtype=np.int64).reshape(-1, 3)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(
+            f"'{file}' is no whole, uncompressed tar file ({error}); fetch it anew, or unpack it if it is a .tar.gz"
+        ) from error
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        beside = kept.with_name(f"{kept.stem}.{os.getpid()}.part.npy")  # several processes begin at once
+        np.save(beside, table)
+        beside.replace(kept)
+    except OSError:
+        pass  # a full or read-only home costs the next run some seconds
+    return table
+
+
+def cache_folder() -> Path:
+    """Where it is kept what shards hold."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskzoo" / "shards"
+
+
+def _found(shard: tarfile.TarFile, image_key: tuple[str, ...], label_key: str) -> Iterator[tuple[int, int, int]]:
+    """First byte, number of bytes and label of each image; what belongs together has one name up to the first dot."""
+    ending, _, field = label_key.partition(":")
+    current, image, label = "", None, NO_LABEL
+    for member in shard:
+        shard.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+        if not member.isfile():
+            continue
+        folder, base = os.path.split(member.name)
+        stem, _, extension = base.partition(".")
+        key = os.path.join(folder, stem)
+        if key != current:
+            if image is not None:
+                yield *image, label
+            current, image, label = key, None, NO_LABEL
+        if extension.lower() in image_key:
+            image = image or (member.offset_data, member.size)
+        elif ending and extension.lower() == ending:
+            content = shard.extractfile(member)
+            label = _label(b"" if content is None else content.read(), field, f"'{member.name}' in '{shard.name!s}'")
+    if image is not None:
+        yield *image, label
+
+
+def _label(content: bytes, field: str, name: str) -> int:
+    """The class's number that a member's content is, or that this field of it is."""
+    try:
+        value = json.loads(content)[field] if field else int(content)
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{name} holds no class's number ({error!r}); correct `data.label_key`") from error
+    if not isinstance(value, int) or value < 0:
+        raise DataError(f"{name} holds {value!r} instead of a class's number, 0 or more; correct `data.label_key`")
+    return value

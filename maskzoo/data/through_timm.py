@@ -1,0 +1,320 @@
+"""Whatever data set timm can open: by its readers, as a split where images can be looked up, else as a stream."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from PIL import Image
+
+from maskzoo.data.folder import MODES, STATISTICS, USUAL_SIZE, check_still_there, pixels_of, read_image, shared_size
+from maskzoo.errors import DataError, MaskZooError, RecipeError
+from maskzoo.protocols import Sample, Split, define
+
+STREAMED = ("wds", "hfids", "tfds")  # what timm can only read in order
+PACKAGES = {  # what each needs, and how to get it
+    "hfds": ("datasets", "maskzoo[data]"),
+    "hfids": ("datasets", "maskzoo[data]"),
+    "wds": ("webdataset", "maskzoo[data]"),
+    "tfds": ("tensorflow_datasets", "tensorflow tensorflow-datasets"),
+}
+HELD_BACK = {"name", "root", "split", "is_training", "batch_size", "seed", "repeats", "input_img_mode", "load_bytes"}
+
+
+@define
+class ThroughTimm:
+    """Any data set that timm opens: of Hugging Face, torchvision or TensorFlow, WebDataset's, folders and tar files.
+
+    What timm reads in order (hfids/, wds/, tfds/) is a stream. tfds/ has never been tried here: it follows timm's code.
+    """
+
+    name: ClassVar[str] = "timm"
+
+    source: str = ""  # as timm names it: hfds/..., hfids/..., wds/..., tfds/..., torch/..., or none: a folder or a tar
+    root: str | None = None
+    train_split: str = "train"
+    test_split: str = ""  # none
+    train_images: int | None = None  # where the source does not know how many there are
+    test_images: int | None = None
+    labels: bool = True
+    class_count: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    size: int | tuple[int, int] | None = None  # height and width; unless given, the images' own if it is one, or 224
+    channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
+    flip: bool = True  # whether a mirrored image still shows the same
+    mean: tuple[float, ...] | None = None  # of each channel; ImageNet's unless given
+    std: tuple[float, ...] | None = None
+    shares: int = attrs.field(default=4, validator=attrs.validators.ge(1))  # of a stream, read side by side
+    options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm's create_dataset
+
+    def __attrs_post_init__(self) -> None:
+        check_extra(self.source)
+        if refused := sorted(HELD_BACK & self.options.keys()):
+            raise RecipeError(f"'{refused[0]}' is MaskZoo's to set", key="options")
+        train, names = self._open(self.train_split, self.train_images)
+        self.train: Split = train
+        self.test: Split = NoImages()
+        if self.test_split:
+            self.test, _ = self._open(self.test_split, self.test_images, known=names or {})
+            self._check_apart(train, self.test)
+        self.classes: Sequence[str] | None = self._classes(names)
+        if self.size is None:
+            self.size = (None if isinstance(train, TimmStream) else shared_size(train)) or USUAL_SIZE
+        elif isinstance(self.size, int):
+            self.size = (self.size, self.size)
+        mean, std = STATISTICS[self.channels]
+        self.mean, self.std = self.mean or mean, self.std or std
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) != self.channels:
+                raise RecipeError(f"must have {self.channels} values, one for each channel", key=key)
+
+    @property
+    def kind(self) -> str:
+        """The first part of the source's name: hfds, hfids, wds, tfds, torch, or nothing."""
+        return self.source.partition("/")[0].lower() if "/" in self.source else ""
+
+    def _open(
+        self, split: str, images: int | None, known: Mapping[str, int] | None = None
+    ) -> tuple[TimmImages | TimmStream, Mapping[str, int] | None]:
+        """A split, and the numbers of its classes by name if the source knows them.
+
+        For test images `known` are those of the training classes: a folder that lacks one would number others anew.
+        """
+        call: dict[str, Any] = {"name": self.source, "root": self.root, "split": split, **self.options}
+        if self.kind in STREAMED:
+            if images is not None:
+                call["num_samples"] = images
+            # TensorFlow reads with threads of its own, and timm tells its shares apart by the loader's workers alone.
+            single = known is not None or self.kind == "tfds"
+            stream = TimmStream(call, self.channels, self.labels, 1 if single else self.shares)
+            return stream, stream.class_numbers
+        if self.kind == "" and self.root is not None:
+            if known and "class_map" not in call:
+                call["class_map"] = dict(known)
+            if os.path.isfile(self.root):
+                call["cache_tarfiles"] = False  # an open file would be shared, its position too, with each worker
+        if self.kind in ("", "torch") and self.root is None:
+            raise RecipeError("say where the images are", key="root")
+        folder = self.root if self.kind == "" and os.path.isdir(self.root or "") else None
+        found = TimmImages(opened(call), self.source or str(self.root), self.channels, self.labels, folder)
+        return found, found.class_numbers
+
+    def _check_apart(self, train: Split, test: Split) -> None:
+        """Raise RecipeError where both splits are one folder or file: timm takes the root where it finds no split."""
+        if isinstance(train, TimmImages) and isinstance(test, TimmImages) and train.place and train.place == test.place:
+            raise RecipeError(
+                f"there is no folder '{self.test_split}' in '{self.root}', so the test images would be the training "
+                'images; name another, or "" for none',
+                key="test_split",
+            )
+
+    def _classes(self, names: Mapping[str, int] | None) -> Sequence[str] | None:
+        """The classes by number; RecipeError where nobody knows how many there are."""
+        if not self.labels:
+            return None
+        if names:
+            known = {number: name for name, number in names.items()}
+            return [known.get(number, str(number)) for number in range(max(known) + 1)]
+        if self.class_count is None:
+            raise RecipeError(
+                f"'{self.source}' does not tell its classes; say how many there are, or set labels = false",
+                key="class_count",
+            )
+        return [str(number) for number in range(self.class_count)]
+
+
+class NoImages:
+    """A split without images."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> Sample:
+        raise IndexError(index)
+
+
+def check_extra(source: str) -> None:
+    """Raise RecipeError where timm's reader for this source needs a package that is not installed."""
+    package, extra = PACKAGES.get(source.partition("/")[0].lower() if "/" in source else "", ("", ""))
+    if package and find_spec(package) is None:
+        raise RecipeError(
+            f"'{source}' needs the package {package.replace('_', '-')}, which is not installed: pip install "
+            + (f"'{extra}'" if "[" in extra else extra),
+            key="source",
+        )
+
+
+def opened(call: Mapping[str, Any]) -> Any:
+    """What timm's create_dataset gives for these arguments; DataError for whatever it raises."""
+    from timm.data import create_dataset
+
+    try:
+        return create_dataset(**call)
+    except TypeError as error:  # an argument that a reader does not know
+        raise RecipeError(f"timm: {error}", key="options") from error
+    except Exception as error:  # nearly everything: assertions, errors of files, networks and formats
+        words = " ".join(str(error).split()) or type(error).__name__
+        place = f" in '{call['root']}'" if call.get("root") else ""
+        raise DataError(f"timm cannot open the split '{call['split']}' of '{call['name']}'{place}: {words}") from error
+
+
+def class_numbers(dataset: Any) -> Mapping[str, int] | None:
+    """The numbers of the classes by name, if this data set of timm's or torchvision's knows them."""
+    owner = getattr(dataset, "reader", dataset)
+    numbers = getattr(owner, "class_to_idx", None) or getattr(owner, "class_name_to_idx", None)
+    if isinstance(numbers, Mapping) and numbers and all(isinstance(name, str) for name in numbers):
+        return numbers
+    names = getattr(owner, "classes", None)
+    return {str(name): number for number, name in enumerate(names)} if names else None
+
+
+def label_of(target: Any, name: str) -> int:
+    """A target as a class's number; RecipeError, naming the image, where it is something else."""
+    try:
+        return int(target)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{name} has the label {target!r}, which is no class's number; name another with options.target_key, or "
+            "set labels = false",
+            key="options",
+        ) from error
+
+
+@attrs.frozen(eq=False)
+class TimmImages:
+    """A split over what timm or torchvision can look up; a broken image raises DataError, naming it."""
+
+    dataset: Any
+    source: str
+    channels: int
+    labelled: bool
+    folder: str | None = None  # without which there are no images at all
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        reader, name = getattr(self.dataset, "reader", None), f"image {index} of '{self.source}'"
+        try:
+            found, target = (self.dataset if reader is None else reader)[index][:2]
+        except MaskZooError:
+            raise
+        except KeyError as error:
+            raise RecipeError(
+                f"'{self.source}' has no {error}; name what there is with options.input_key and options.target_key "
+                "(any column for the latter, where labels = false)",
+                key="options",
+            ) from error
+        except Exception as error:  # whatever files, archives and formats raise
+            if self.folder is not None:
+                check_still_there(self.folder)
+            raise DataError(f"{self._named(index)} cannot be read ({error}); mend or remove it") from error
+        if isinstance(found, Image.Image):
+            image = pixels_of(found, self.channels, name)
+        else:
+            with found:
+                image = read_image(found, self.channels, self._named(index))
+        return Sample(image, label_of(target, name) if self.labelled else None)
+
+    def _named(self, index: int) -> str:
+        """The image in words, by its file's name if there is one."""
+        try:
+            file = self.dataset.filename(index)
+        except Exception:  # no names, or none that can be read
+            file = None
+        return f"image {index} of '{self.source}'" + (f" ('{file}')" if file else "")
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The names of the images, where they are known without reading them."""
+        samples = getattr(getattr(self.dataset, "reader", None), "samples", None)
+        return () if samples is None else self.dataset.filenames()
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """The folder or file of the images and the first of them; None for a data set that knows its splits itself."""
+        owner = getattr(self.dataset, "reader", self.dataset)
+        samples = getattr(owner, "samples", None)
+        return None if samples is None or not len(samples) else (str(owner.root), str(samples[0][0]))
+
+    @property
+    def class_numbers(self) -> Mapping[str, int] | None:
+        """The numbers of the classes by name, if they are known."""
+        return class_numbers(self.dataset)
+
+
+class TimmStream:
+    """A stream over one of timm's readers that know no lookup.
+
+    What a share gives, and in which order, hangs on the two numbers given to `read` alone, so a run is resumed exactly,
+    with any number of workers and processes: by reading once more what was seen. Each share reads every `shares`-th
+    shard (wds/ and hfids/; one image in `shares` of each where hfids/ has too few). Where that is less than an equal
+    part of the images, timm begins the share anew. A broken image is left out by wds/, in timm's log, and ends the run
+    with hfids/.
+    """
+
+    def __init__(self, call: Mapping[str, Any], channels: int, labelled: bool, shares: int) -> None:
+        self.name, self.channels, self.labelled = call["name"], channels, labelled
+        self.dataset = opened({**call, "is_training": True, "input_img_mode": MODES[channels]})
+        reader = self.dataset.reader
+        self.class_numbers = class_numbers(reader)
+        self.images = int(reader.num_samples)
+        shards = len(reader.split_info.filenames) if self.name.lower().startswith("wds/") else shares
+        if shards < shares:
+            raise RecipeError(
+                f"{shares} shares cannot be made of the {shards} shards of '{self.name}'; at most {shards} would be "
+                "right",
+                key="shares",
+            )
+        self.shares = shares
+        self._looked_up: tuple[int, Iterator[Sample]] = (0, iter(()))
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_looked_up": (0, iter(()))}  # an open connection stays here
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.images:
+            raise IndexError(index)
+        place, samples = self._looked_up
+        if index < place or place == 0:
+            place, samples = 0, self._one_after_another()
+        for sample in samples:
+            place += 1
+            if place > index:
+                self._looked_up = place, samples
+                return sample
+        raise DataError(f"'{self.name}' ended after {place} images, but {self.images} were promised")
+
+    def _one_after_another(self) -> Iterator[Sample]:
+        for share in range(self.shares):
+            yield from self.read(0, share)
+
+    def read(self, order: int, share: int) -> Iterator[Sample]:
+        """The images of a share, shuffled by what `order` says. Raises DataError where timm's reader fails."""
+        # timm's readers, and the libraries below, would divide a share once more among the loader's workers.
+        torch.utils.data._utils.worker._worker_info = None
+        # A reader decides on its order when it begins to read. This one never does, so that each copy begins anew.
+        dataset, reader = copy.copy(self.dataset), copy.copy(self.dataset.reader)
+        dataset.reader = reader
+        reader.common_seed = reader.worker_seed = order % 2**31
+        reader.dist_rank, reader.dist_num_replicas = share, self.shares
+        reader.set_loader_cfg(num_workers=1)
+        done = 0
+        try:
+            for image, target in dataset:
+                name = f"image {done} of share {share} of '{self.name}'"
+                label = label_of(target, name) if self.labelled else None
+                yield Sample(pixels_of(image, self.channels, name), label)
+                done += 1
+        except MaskZooError:
+            raise
+        except Exception as error:  # whatever networks, archives and formats raise
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"share {share} of '{self.name}' cannot be read on after {done} images: {words}") from error

@@ -1,0 +1,240 @@
+"""The folder of a run: what it leaves behind, what it goes on from, and that nobody else writes there meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import attrs
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from maskzoo import checkpoint, processes
+from maskzoo.errors import RecipeError
+from maskzoo.recipe import Recipe, plain_of, read, shown, write
+from maskzoo.registry import Registry
+from maskzoo.train import Session
+
+# What may change between a run and its resumption: no figure depends on it, or, of some, only their rounding.
+FREE_KEYS = frozenset(
+    f"train.{key}"
+    for key in (
+        *("device", "compile", "recompute", "parallel", "workers", "checkpoint_steps"),
+        *("skip", "go_back", "loggers", "pictures", "max_broken"),
+    )
+)
+
+
+@attrs.frozen
+class RunFolder:
+    """`recipe.toml`, `environment.json`, `metrics.jsonl`, `evaluation.json`, `masks/` and `checkpoints/` of a run.
+
+    Of several processes the first writes; the others only read.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    def refuse_another(self, recipe: Mapping[str, Any]) -> None:
+        """Raise RecipeError if what is in this folder was made by another recipe, naming the keys that differ."""
+        if not (self.path / "recipe.toml").exists():
+            if self.path.exists() and not unused(self.path):
+                raise RecipeError(f"--resume: '{self.path}' holds something, but no run")
+            return
+        # Through Recipe, so that a key which is newer than that run has its default there.
+        there, here = shown(plain_of(Recipe.from_plain(read(self.path / "recipe.toml")))), shown(recipe)
+        differing = [
+            f"recipe.{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+            for key in sorted(there.keys() | here.keys())
+            if key.split("[")[0] not in FREE_KEYS and there.get(key) != here.get(key)
+        ]
+        if differing:
+            raise RecipeError(f"--resume: the run in '{self.path}' is of another recipe: {'; '.join(differing)}")
+
+    @classmethod
+    def claim(cls, session: Session) -> RunFolder:
+        """A new folder runs/<masker>-<schedule>-<data>-s<seed>, with a number behind it where that is taken."""
+        if not processes.first():
+            return cls(Path(processes.told(None) or ""))
+        masking = session.recipe["masking"]
+        parts = [masking["strategy"]["use"], masking["curriculum"]["use"], session.recipe["data"]["use"]]
+        if session.strategy.default_curriculum is None:
+            del parts[1]
+        name = "-".join([*parts, f"s{session.seed}"])
+        for number in itertools.count(1):
+            path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(parents=True)  # two runs that start at once must not get one folder
+            except FileExistsError:
+                continue
+            processes.told(str(path))
+            return cls(path)
+        raise AssertionError("there is always another number")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep everybody else from writing here; the lock goes with the process, however it ends.
+
+        Raises RecipeError where the folder cannot be made, or is being written to by another run.
+        """
+        problem, lock = None, None
+        if processes.first():
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(self.path / "lock", timeout=0)
+                lock.acquire()
+            except Timeout:
+                problem = f"'{self.path}' is being written to by another run{self._writer()}; wait for it, or end it"
+            except (OSError, NotImplementedError) as failure:
+                problem = f"'{self.path}' cannot be made and locked: {failure}"
+        problem = processes.first_heard(problem)
+        if problem is not None:
+            raise RecipeError(f"--out: {problem}")
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _writer(self) -> str:
+        try:
+            environment = json.loads((self.path / "environment.json").read_text())
+            return f" (process {environment['process']} on {environment['host']})"
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    def open(self, session: Session, console: Console, *, resume: bool) -> bool:
+        """Bring the session and the folder to the newest good checkpoint, if asked to; True if there was one."""
+        resumed = resume and self.load_newest(session, console)
+        if resume and processes.first():
+            self._cut(session.step, finished=session.step == session.steps)
+        processes.wait()
+        return resumed
+
+    def load_newest(self, session: Session, console: Console) -> bool:
+        """Load the newest checkpoint that can be read; the damaged ones stay where they are."""
+        problems: list[RecipeError] = []
+        for path in reversed(checkpoint.found(self.checkpoints)):
+            try:
+                state = checkpoint.read(path)
+            except RecipeError as problem:
+                problems.append(problem)
+                continue
+            for known in problems:
+                console.print(f"{known}; going back to '{path}'", style="yellow", highlight=False, markup=False)
+            checkpoint.load(session, state, path)
+            return True
+        if problems:
+            raise problems[0]
+        return False
+
+    def _cut(self, step: int, *, finished: bool) -> None:
+        """Forget what came at or after `step`, which is about to be done again."""
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            kept = [line for line in metrics.read_text().splitlines() if _step_of(line) < step]
+            _replace(metrics, "".join(f"{line}\n" for line in kept))
+        if step == 0:
+            shutil.rmtree(self.path / "masks", ignore_errors=True)
+            (self.path / "evaluation.json").unlink(missing_ok=True)
+        measured = self.evaluation()
+        if not finished and measured.pop("after", None) is not None:
+            _replace(self.path / "evaluation.json", json.dumps(measured, indent=2) + "\n")
+
+    def describe(self, session: Session, registry: Registry) -> None:
+        """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with."""
+        if not processes.first():
+            return
+        if not (self.path / "recipe.toml").exists():
+            _replace(self.path / "recipe.toml", write(session.recipe))
+        environment = {
+            "command": sys.argv,
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "processes": processes.world(),
+            "device": str(session.device),
+            "device_name": torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "",
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("maskzoo", "torch", "torchvision", "timm")},
+            "plugins": sorted({f"{plugin.distribution} {plugin.version}" for plugin in registry.plugins}),
+        }
+        _replace(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+    @contextmanager
+    def metrics(self) -> Iterator[TextIO]:
+        """`metrics.jsonl`, to be appended to; a line a step. Nowhere for all processes but the first."""
+        path = self.path / "metrics.jsonl" if processes.first() else Path(os.devnull)
+        with path.open("a", buffering=1) as file:
+            yield file
+
+    def warn(self, sentence: str, console: Console, kind: str = "warnings") -> bool:
+        """Say a sentence and keep it in `warnings.txt`, or another such file; False if it was there already."""
+        line = " ".join(sentence.split())
+        record = self.path / f"{kind}.txt"
+        if record.exists() and line in record.read_text().splitlines():
+            return False
+        with record.open("a") as file:
+            file.write(line + "\n")
+        console.print(line, style="yellow", highlight=False, markup=False)
+        return True
+
+    def forget(self, step: int) -> None:
+        """Forget the figures from `step` on, since the run has gone back to it."""
+        if processes.first():
+            self._cut(step, finished=False)
+        processes.wait()
+
+    def evaluation(self) -> dict[str, Any]:
+        """What has been measured so far."""
+        path = self.path / "evaluation.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def add_evaluation(self, when: str, figures: Mapping[str, float], evaluators: list[Any]) -> None:
+        """Add figures under "before" or "after", with the settings that they were measured under."""
+        if not processes.first():
+            return
+        settings = {
+            "evaluators": [
+                {"use": evaluator.name, **attrs.asdict(evaluator)} if attrs.has(type(evaluator)) else evaluator.name
+                for evaluator in evaluators
+            ],
+            "features": "mean of patch tokens of the whole image, eval mode",
+        }
+        whole = {**self.evaluation(), "settings": settings, when: dict(figures)}
+        _replace(self.path / "evaluation.json", json.dumps(whole, indent=2) + "\n")
+
+
+def unused(path: Path) -> bool:
+    """Whether this is a folder without anything in it; a lock may be left of a run that was killed at once."""
+    return path.is_dir() and all(entry.name == "lock" for entry in path.iterdir())
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line that was being written when the run was killed

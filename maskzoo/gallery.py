@@ -1,0 +1,139 @@
+"""The same images at several moments of a run: what its masks hide, and what the model rebuilds.
+
+Shapes: B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy
+import torch
+from torch import Tensor
+
+from maskzoo import processes
+from maskzoo.data.batches import prepare, prepare_extra
+from maskzoo.errors import DataError
+from maskzoo.evaluation.features import evaluating, evenly_spread
+from maskzoo.pictures import Moment, covered, draw_curriculum, draw_moment
+from maskzoo.protocols import Batch, Dataset
+from maskzoo.train import Session, look
+
+SHOWN_IMAGES = 8
+
+
+class Gallery:
+    """The same images at several moments of training, as `masks/step-*.png` and, in one, `masks/curriculum.png`."""
+
+    def __init__(
+        self,
+        session: Session,
+        dataset: Dataset,
+        folder: Path,
+        moments: int,
+        drawn: Callable[[str, Path, int], None] = lambda name, path, step: None,  # told of each picture
+    ) -> None:
+        self.session, self.dataset, self.folder, self.drawn = session, dataset, folder, drawn
+        last = session.steps - 1
+        self.steps = {last} if moments == 1 else {round(n * last / max(1, moments - 1)) for n in range(moments)}
+        self.note = ""
+        if moments == 0:
+            self.steps = set()
+        else:
+            self.batch = self._images()
+
+    def draw_if_due(self) -> None:
+        """Draw what the step about to be done would hide, if this is one of the moments."""
+        if self.session.step not in self.steps:
+            return
+        moment = self._moment()
+        if processes.first():
+            self._keep(moment)
+            draw_moment(moment, self._path(moment.step, ".png"), note=self.note)
+            self.drawn("masks", self._path(moment.step, ".png"), moment.step)
+
+    def draw_all(self) -> None:
+        """Draw all moments of the run, those before a resumption too, in one picture."""
+        if not processes.first():
+            return
+        moments = [self._kept(step) for step in sorted(self.steps) if self._path(step, ".npz").exists()]
+        if not moments:
+            return
+        masking = self.session.recipe["masking"]
+        title = f"{masking['strategy']['use']} on {self.dataset.name}"
+        if moments[0].factor is not None:
+            title += f", {masking['curriculum']['use']}"
+        draw_curriculum(moments, self.folder / "curriculum.png", title)
+        self.drawn("curriculum", self.folder / "curriculum.png", self.session.step)
+
+    @torch.no_grad()
+    def _moment(self) -> Moment:
+        session = self.session
+        players: Any = (session.objective, session.strategy)
+        with evaluating(players[0]), evaluating(players[1]):
+            # The same images in every process, so the same masks: this is the whole batch, no share of it.
+            context = attrs.evolve(look(session, self.batch.to(session.device)), share=0, shares=1)
+            mask = session.strategy.mask(context)
+            picture = session.objective.picture(context.images, mask)
+        images = self._restored(context.images)
+        rebuilt, self.note = (context.images, "") if picture is None else picture
+        backbone = session.objective.backbone
+        return Moment(
+            step=session.step,
+            factor=None if session.strategy.default_curriculum is None else context.factor,
+            ratio=context.count / context.patches,
+            images=images,
+            seen=covered(images, mask, backbone.grid, backbone.patch_size),
+            rebuilt=self._restored(rebuilt),
+        )
+
+    def _images(self) -> Batch:
+        """Whole training images, with all that a strategy may look at."""
+        split, size = self.dataset.train, self.session.image_size
+        samples = {}
+        for place in evenly_spread(len(split), SHOWN_IMAGES):
+            try:
+                samples[place] = split[place]
+            except DataError:
+                continue  # the gallery can do with one image less
+        if not samples:
+            raise DataError(f"none of the images of '{self.dataset.name}' that were to be drawn can be read")
+        first = next(iter(samples.values()))
+        labels = [sample.label for sample in samples.values() if sample.label is not None]
+        return Batch(
+            torch.stack([prepare(s.image, size, self.dataset.mean, self.dataset.std) for s in samples.values()]),
+            torch.tensor(labels) if self.dataset.classes is not None else None,
+            torch.tensor(list(samples)),
+            {
+                name: torch.stack([prepare_extra(sample.extras[name], size) for sample in samples.values()])
+                for name in first.extras
+            },
+        )
+
+    def _restored(self, images: Tensor) -> Tensor:
+        """Normalised images back in [0, 1]."""
+        mean = torch.tensor(self.dataset.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.dataset.std, device=images.device).view(1, -1, 1, 1)
+        return (images.float() * std + mean).clamp(0, 1)
+
+    def _path(self, step: int, suffix: str) -> Path:
+        return self.folder / f"step-{step:08d}{suffix}"
+
+    def _keep(self, moment: Moment) -> None:
+        """Keep the moment's images as numbers too: a resumed run draws them again, and so may anybody."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept: dict[str, Any] = {
+            name: (getattr(moment, name) * 255).round().byte().cpu().numpy() for name in ("images", "seen", "rebuilt")
+        }
+        kept |= {"factor": math.nan if moment.factor is None else moment.factor, "ratio": moment.ratio}
+        numpy.savez_compressed(self._path(moment.step, ".npz"), **kept)
+
+    def _kept(self, step: int) -> Moment:
+        with numpy.load(self._path(step, ".npz")) as kept:
+            images = {name: torch.from_numpy(kept[name]).float() / 255 for name in ("images", "seen", "rebuilt")}
+            factor = float(kept["factor"])
+            return Moment(step, None if math.isnan(factor) else factor, float(kept["ratio"]), **images)

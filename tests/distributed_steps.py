@@ -1,0 +1,63 @@
+"""A few steps of tiny runs, alone or as one of the processes that torchrun starts; prints what the steps gave.
+
+The one argument is JSON: a case, or several by name. A case is a recipe's sections, `strategy`, `do` (how many steps),
+and, where wanted, `folder` (save a checkpoint there at the end) and `resume` (a checkpoint to go on from).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from helpers import REGISTRY, noise_images, tiny_recipe
+
+from maskzoo import checkpoint, processes
+from maskzoo.build import build
+from maskzoo.data.batches import batches
+from maskzoo.train import train
+
+
+def figures_of(case: dict[str, Any]) -> list[dict[str, float]]:
+    case = dict(case)
+    strategy, steps = case.pop("strategy"), case.pop("do")
+    folder, resume = case.pop("folder", None), case.pop("resume", None)
+    recipe = tiny_recipe(strategy, **case)
+    dataset = noise_images(64)
+    session = build(recipe, dataset, REGISTRY, steps_in_epoch=64 // recipe.train.batch_size)
+    if resume is not None:
+        checkpoint.load(session, checkpoint.read(Path(resume)), Path(resume))
+    source = batches(
+        dataset,
+        size=session.image_size,
+        batch_size=recipe.train.batch_size,
+        seed=session.seed,
+        start=session.step,
+        steps=session.steps,
+        rank=processes.rank(),
+        world=processes.world(),
+        accumulate=session.accumulate,
+    )
+    figures = list(itertools.islice(train(session, source), steps))
+    if folder is not None:
+        checkpoint.save(session, Path(folder))
+    return figures
+
+
+def main(cases: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    processes.join(torch.device("cpu"))
+    made = figures_of(cases) if "strategy" in cases else {name: figures_of(case) for name, case in cases.items()}
+    if processes.first():
+        print(json.dumps(made))
+    processes.leave()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
