@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from maskzoo.protocols import Sample as Sample
     from maskzoo.protocols import Split as Split
     from maskzoo.protocols import Strategy as Strategy
+    from maskzoo.protocols import Stream as Stream
     from maskzoo.protocols import checked_scores as checked_scores
     from maskzoo.protocols import define as define
     from maskzoo.recipe import Recipe as Recipe
@@ -65,6 +66,7 @@ _HOMES = {
             "Sample",
             "Split",
             "Strategy",
+            "Stream",
             "checked_scores",
             "define",
         ),
@@ -97,6 +99,7 @@ __all__ = [  # pinned by a test against _HOMES
     "Session",
     "Split",
     "Strategy",
+    "Stream",
     "Teacher",
     "checked_scores",
     "define",

@@ -89,7 +89,7 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
             "cannot be sharded; use ddp"
         )
     teacher = Teacher(objective) if "teacher" in strategy.needs | objective.needs else None
-    prepare_memory(objective, teacher, train, engine)
+    prepare_blocks(objective, strategy, teacher, train, engine)
     uses = {
         "data": _described(dataset),
         "backbone": describe(backbone),
@@ -144,12 +144,13 @@ def make_engine(train: TrainRecipe) -> Engine:
     return Engine(device, precision, sharded)
 
 
-def prepare_memory(objective: Any, teacher: Teacher | None, train: TrainRecipe, engine: Engine) -> None:
+def prepare_blocks(objective: Any, strategy: Any, teacher: Teacher | None, train: TrainRecipe, engine: Engine) -> None:
     """Recompute, compile and shard the blocks as the recipe says; after this the objective is not copied any more."""
     if train.recompute:
         recompute(objective)
     if train.compile:
-        compile_blocks(objective)
+        for module in (objective, strategy):
+            compile_blocks(module)
     if engine.sharded:
         engine.shard(objective)
         if teacher is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
 import shutil
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import torch
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -29,6 +32,17 @@ from maskzoo.train import ModelStep, Session
 KEPT = 2  # checkpoints of a run, the newest ones
 FORMAT = 1  # of what `state_of` gives; a change that an older MaskZoo could not read raises it
 REST = "rest.pt"  # of a sharded checkpoint: all that is not sharded
+# What its table of contents may name. No bytes: torch would unpickle them, without such care, when it reads them.
+NAMED = {
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.metadata": (
+        *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "ChunkStorageMetadata"),
+        *("TensorProperties", "_MEM_FORMAT_ENCODING"),
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "pathlib": ("PosixPath", "WindowsPath"),
+}
 
 
 def save(session: Session, folder: Path) -> Path:
@@ -59,7 +73,8 @@ def save(session: Session, folder: Path) -> Path:
 
 def _begin(beside: Path, state: dict[str, Any], in_folder: bool) -> None:
     beside.parent.mkdir(parents=True, exist_ok=True)
-    _remove(beside)
+    for half in beside.parent.glob("step-*.part"):  # of a run that was killed while it wrote
+        _remove(half)
     if in_folder:
         beside.mkdir()
     with (beside / REST if in_folder else beside).open("wb") as file:
@@ -69,7 +84,8 @@ def _begin(beside: Path, state: dict[str, Any], in_folder: bool) -> None:
 
 
 def _finish(beside: Path, path: Path) -> None:
-    _remove(path)  # of a step that was done before the run went back
+    if path.is_dir():  # of a step that was done before the run went back; a file is replaced in one go
+        _remove(path)
     os.replace(beside, path)
     for old in found(path.parent)[:-KEPT]:
         _remove(old)
@@ -82,6 +98,10 @@ def _tried(action: Callable[[], None], beside: Path) -> str | None:
     except (OSError, RuntimeError, CheckpointException) as problem:  # torch's writer has errors of its own
         full = shutil.disk_usage(beside.parent).free < 2**20 if beside.parent.exists() else False
         _remove(beside)
+        if "DataLoader worker" in str(problem):  # torch raises it wherever we happen to be; it is not about the disk
+            raise
+        if isinstance(problem.__context__, OSError):  # of which torch's writer only says that something was amiss
+            problem = problem.__context__
         return "the disk is full" if full else (str(problem).splitlines() or [type(problem).__name__])[0]
     return None
 
@@ -95,7 +115,8 @@ def _remove(path: Path) -> None:
 
 def found(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}(\.pt)?", path.name))
+    named = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}(\.pt)?", path.name))
+    return sorted(named, key=lambda path: (int(path.stem.removeprefix("step-")), path.name))
 
 
 def load(session: Session, state: dict[str, Any], path: Path) -> None:
@@ -121,7 +142,7 @@ def load(session: Session, state: dict[str, Any], path: Path) -> None:
             part.load_state_dict(state["state"][name])
         if path.is_dir():
             _load_shards(session, state, path)
-    except (RuntimeError, ValueError, KeyError) as problem:
+    except (RuntimeError, ValueError, KeyError, CheckpointException) as problem:
         raise RecipeError(f"the checkpoint '{path}' is not of this recipe: {problem}") from problem
     session.step = state["step"]
     session.lr_factor = state.get("lr_factor", 1.0)
@@ -131,14 +152,35 @@ def read(path: Path) -> dict[str, Any]:
     """The plain content of a checkpoint: tensors, numbers and texts only, nothing that could run."""
     try:
         if path.is_dir():
-            _Reader(path / "shards").read_metadata()
-        state: dict[str, Any] = torch.load(
-            path / REST if path.is_dir() else path, map_location="cpu", weights_only=True
-        )
+            _check_shards(path / "shards")
+        file = path / REST if path.is_dir() else path
+        with zipfile.ZipFile(file) as archive:
+            _check_sums(archive)
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not {"step", "state"} <= state.keys():
+            raise ValueError("it is something else")
     except Exception as problem:  # a truncated file fails in as many ways as there are bytes
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise RecipeError(f"the checkpoint '{path}' cannot be read: {reason}") from problem
     return state
+
+
+def _check_sums(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError where a byte is not what was written; torch, though it writes checksums, never looks at them."""
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of '{damaged}' is wrong, so the file is damaged")
+
+
+def _check_shards(folder: Path) -> None:
+    """Check the table of contents, and this process's share of the tensors."""
+    contents = _Reader(folder).read_metadata()
+    places = list(contents.storage_data.values())
+    for place in places[processes.rank() :: processes.world()]:
+        with (folder / place.relative_path).open("rb") as file:
+            file.seek(place.offset)
+            with zipfile.ZipFile(io.BytesIO(file.read(place.length))) as archive:
+                _check_sums(archive)
 
 
 def state_of(session: Session) -> dict[str, Any]:
@@ -193,7 +235,9 @@ def _save_shards(session: Session, folder: Path) -> None:
 def _load_shards(session: Session, state: dict[str, Any], folder: Path) -> None:
     """Load a sharded checkpoint, into any number of processes, the model sharded or whole."""
     shards = _shards(session)
-    state_dict_loader.load(shards, storage_reader=_Reader(folder / "shards"), no_dist=processes.world() == 1)
+    with warnings.catch_warnings():  # torch warns that a single process is one
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        state_dict_loader.load(shards, storage_reader=_Reader(folder / "shards"), no_dist=processes.world() == 1)
     set_model_state_dict(session.objective, shards["objective"])  # type: ignore[arg-type]
     step = ModelStep(session.objective, session.strategy)
     optimizer = {"state": shards["optimizer"], **state["optimizer"]}
@@ -203,7 +247,7 @@ def _load_shards(session: Session, state: dict[str, Any], folder: Path) -> None:
 
 
 class _Reader(FileSystemReader):
-    """Torch's reader, which unpickles a table of contents; here that may name nothing but torch's own plain classes."""
+    """Torch's reader, which unpickles a table of contents; here that may name only what it is made of."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The table of contents."""
@@ -217,12 +261,7 @@ class _Reader(FileSystemReader):
 
 class _Plain(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """A class of torch's checkpoints, a size or a number format; raises UnpicklingError for anything else."""
-        if module.startswith("torch.distributed.checkpoint.") or module == "torch" or module == "torch.storage":
-            wanted = super().find_class(module, name)
-            plain = isinstance(wanted, torch.dtype | torch.layout) or wanted is torch.Size
-            of_checkpoints = isinstance(wanted, type) and wanted.__module__.startswith("torch.distributed.checkpoint.")
-            # Bytes would be unpickled, without such care, when they are read.
-            if (plain or of_checkpoints) and wanted is not BytesStorageMetadata:
-                return wanted
+        """What a table of contents is made of, a path or a number format; raises UnpicklingError for anything else."""
+        if name in NAMED.get(module, ()) or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a checkpoint")

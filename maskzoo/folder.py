@@ -9,9 +9,10 @@ import os
 import platform
 import shutil
 import socket
+import statistics
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from maskzoo import checkpoint, processes
-from maskzoo.errors import RecipeError
+from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.recipe import Recipe, plain_of, read, shown, write
 from maskzoo.registry import Registry
 from maskzoo.train import Session
@@ -129,27 +130,33 @@ class RunFolder:
 
     def load_newest(self, session: Session, console: Console) -> bool:
         """Load the newest checkpoint that can be read; the damaged ones stay where they are."""
-        problems: list[RecipeError] = []
+        problems: list[str] = []
         for path in reversed(checkpoint.found(self.checkpoints)):
+            state, problem = None, None
             try:
                 state = checkpoint.read(path)
-            except RecipeError as problem:
-                problems.append(problem)
+            except RecipeError as failure:
+                problem = str(failure)
+            problem = processes.first_heard(problem)  # what one cannot read, none takes
+            if state is None or problem is not None:
+                problems.append(problem or "")
                 continue
             for known in problems:
                 console.print(f"{known}; going back to '{path}'", style="yellow", highlight=False, markup=False)
             checkpoint.load(session, state, path)
             return True
         if problems:
-            raise problems[0]
+            raise RecipeError(problems[0])
         return False
 
     def _cut(self, step: int, *, finished: bool) -> None:
         """Forget what came at or after `step`, which is about to be done again."""
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
-            kept = [line for line in metrics.read_text().splitlines() if _step_of(line) < step]
-            _replace(metrics, "".join(f"{line}\n" for line in kept))
+            kept = [line for line in metrics.read_text(errors="replace").splitlines() if _step_of(line) < step]
+            text = "".join(f"{line}\n" for line in kept)
+            if text.encode() != metrics.read_bytes():
+                _replace(metrics, text)
         if step == 0:
             shutil.rmtree(self.path / "masks", ignore_errors=True)
             (self.path / "evaluation.json").unlink(missing_ok=True)
@@ -158,8 +165,12 @@ class RunFolder:
             _replace(self.path / "evaluation.json", json.dumps(measured, indent=2) + "\n")
 
     def describe(self, session: Session, registry: Registry) -> None:
-        """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with."""
-        if not processes.first():
+        """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with.
+
+        A finished run stands on what it stood on.
+        """
+        finished = session.step == session.steps and (self.path / "environment.json").exists()
+        if not processes.first() or finished:
             return
         if not (self.path / "recipe.toml").exists():
             _replace(self.path / "recipe.toml", write(session.recipe))
@@ -182,16 +193,33 @@ class RunFolder:
     def metrics(self) -> Iterator[TextIO]:
         """`metrics.jsonl`, to be appended to; a line a step. Nowhere for all processes but the first."""
         path = self.path / "metrics.jsonl" if processes.first() else Path(os.devnull)
-        with path.open("a", buffering=1) as file:
+        file = path.open("a", buffering=1)
+        try:
             yield file
+        finally:
+            with suppress(OSError):  # the disk is full: said already, where the line was written
+                file.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say in a sentence that something cannot be written to this folder; other errors pass."""
+        try:
+            yield
+        except OSError as problem:
+            there = os.path.abspath(self.path)
+            if problem.filename is not None and not os.path.abspath(problem.filename).startswith(there):
+                raise
+            last = checkpoint.found(self.checkpoints)
+            whole = f"the last checkpoint, '{last[-1]}', is whole" if last else "there is no checkpoint yet"
+            raise MaskZooError(f"'{self.path}' cannot be written to: {problem}; {whole}") from problem
 
     def warn(self, sentence: str, console: Console, kind: str = "warnings") -> bool:
         """Say a sentence and keep it in `warnings.txt`, or another such file; False if it was there already."""
         line = " ".join(sentence.split())
         record = self.path / f"{kind}.txt"
-        if record.exists() and line in record.read_text().splitlines():
+        if record.exists() and line in record.read_text(errors="replace").splitlines():
             return False
-        with record.open("a") as file:
+        with self.writing(), record.open("a") as file:
             file.write(line + "\n")
         console.print(line, style="yellow", highlight=False, markup=False)
         return True
@@ -201,6 +229,14 @@ class RunFolder:
         if processes.first():
             self._cut(step, finished=False)
         processes.wait()
+
+    def usual_speeds(self) -> dict[str, float]:
+        """The median over the steps of the images a second: of all, of the loader alone, of the step alone."""
+        path = self.path / "metrics.jsonl"
+        steps = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        names = ("images_per_second", "loader_images_per_second", "step_images_per_second")
+        known = {name: [step[name] for step in steps if name in step] for name in names}
+        return {name: statistics.median(speeds) for name, speeds in known.items() if speeds}
 
     def evaluation(self) -> dict[str, Any]:
         """What has been measured so far."""
@@ -223,13 +259,20 @@ class RunFolder:
 
 
 def unused(path: Path) -> bool:
-    """Whether this is a folder without anything in it; a lock may be left of a run that was killed at once."""
-    return path.is_dir() and all(entry.name == "lock" for entry in path.iterdir())
+    """Whether this is a folder without anything in it; a run that was killed at once may have left a lock."""
+    return path.is_dir() and {entry.name for entry in path.iterdir()} <= {"lock", "recipe.toml.part"}
 
 
 def _replace(path: Path, text: str) -> None:
     beside = path.with_name(path.name + ".part")
-    beside.write_text(text)
+    try:
+        with beside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     beside.replace(path)
 
 

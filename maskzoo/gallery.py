@@ -18,7 +18,7 @@ from torch import Tensor
 from maskzoo import processes
 from maskzoo.data.batches import prepare, prepare_extra
 from maskzoo.errors import DataError
-from maskzoo.evaluation.features import evaluating, evenly_spread
+from maskzoo.evaluation.features import evaluating, some_of
 from maskzoo.pictures import Moment, covered, draw_curriculum, draw_moment
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.train import Session, look
@@ -95,7 +95,7 @@ class Gallery:
         """Whole training images, with all that a strategy may look at."""
         split, size = self.dataset.train, self.session.image_size
         samples = {}
-        for place in evenly_spread(len(split), SHOWN_IMAGES):
+        for place in some_of(split, SHOWN_IMAGES):
             try:
                 samples[place] = split[place]
             except DataError:

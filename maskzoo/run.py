@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from rich.console import Console
 from maskzoo import checkpoint, processes
 from maskzoo.alarms import Alarms
 from maskzoo.build import build
-from maskzoo.data.batches import batches, steps_in_epoch
+from maskzoo.data.batches import batches, loader_trouble, steps_in_epoch
 from maskzoo.diagnosis import first_bad
 from maskzoo.display import display
-from maskzoo.engine import choose_device
+from maskzoo.engine import choose_device, keep_memory
 from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import WholeImages
 from maskzoo.folder import RunFolder, unused
@@ -57,6 +57,8 @@ def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None =
 
 def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None, *, resume: bool) -> Path:
     dataset: Dataset = make(registry, "dataset", recipe.data, "recipe.data")
+    if choose_device(recipe.train.device).type == "cpu":
+        keep_memory()
     session = build(recipe, dataset, registry, steps_in_epoch=steps_in_epoch(dataset, recipe.train.batch_size))
     evaluators, loggers = (
         [make(registry, kind, use, f"recipe.{path}[{number}]") for number, use in enumerate(uses)]  # type: ignore[arg-type]
@@ -74,8 +76,9 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
     if resume:
         folder.refuse_another(session.recipe)
     with folder.locked(), stopping_by_signal(session):
-        resumed = folder.open(session, console, resume=resume)
-        folder.describe(session, registry)
+        with folder.writing():
+            resumed = folder.open(session, console, resume=resume)
+            folder.describe(session, registry)
         console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
         if resumed:
             console.print(f"resumed at step {session.step} of {session.steps}", highlight=False)
@@ -90,7 +93,8 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
                 for evaluator in evaluators
                 for name, value in evaluator(encoder, dataset)
             }
-            folder.add_evaluation(when, figures, evaluators)
+            with folder.writing():
+                folder.add_evaluation(when, figures, evaluators)
             several.log(
                 {f"{when}/{name}": value for name, value in figures.items()}, min(session.step, session.steps - 1)
             )
@@ -112,7 +116,8 @@ def _train(
 ) -> None:
     """Consume the loop from the session's step to its last, going back where it leads nowhere."""
     gallery = Gallery(session, dataset, folder.path / "masks", recipe.train.pictures, loggers.image)
-    gallery.draw_if_due()
+    with folder.writing():
+        gallery.draw_if_due()
     for again in range(recipe.train.go_back + 1):
         try:
             _consume(session, dataset, recipe, folder, gallery, loggers, console)
@@ -126,8 +131,10 @@ def _train(
             folder.load_newest(session, console)
             session.lr_factor = lower
             _say(folder, f"{problem}; back to step {session.step}, with {lower:g} times the learning rate", console)
-            folder.forget(session.step)
-    gallery.draw_all()
+            with folder.writing():
+                folder.forget(session.step)
+    with folder.writing():
+        gallery.draw_all()
 
 
 def _consume(
@@ -142,16 +149,21 @@ def _consume(
     settings = recipe.train
     source = Watched(_batches(session, dataset, recipe), session.accumulate)
     every = settings.checkpoint_steps or session.steps_in_epoch
-    alarms, skipped, saved = Alarms(session.steps), 0, session.step
-    with folder.metrics() as metrics, display(session, console) as show, _no_lost_step(session, folder) as kept:
+    alarms, skipped = Alarms(session.steps), 0
+    with (
+        folder.metrics() as metrics,
+        display(session, console) as show,
+        _no_lost_step(session, source, folder) as kept,
+    ):
         started = time.perf_counter()
         for figures in train(session, source):
             seconds = time.perf_counter() - started
             for sentence in source.broken():
                 _say(folder, sentence, console, "skipped")
-            speed = settings.batch_size / seconds
-            speeds = {"images_per_second": round(speed, 1), "data_seconds": round(source.seconds(), 6)}
-            metrics.write(json.dumps({**{n: _json(v) for n, v in figures.items()}, **speeds}) + "\n")
+            speeds = source.speeds(settings.batch_size, seconds)
+            speed = speeds["images_per_second"]
+            with folder.writing():
+                metrics.write(json.dumps({**{n: _json(v) for n, v in figures.items()}, **speeds}) + "\n")
             loggers.log({**figures, **speeds}, int(figures["step"]))
             show(figures, speed)
             skipped = skipped + 1 if figures["skipped"] else 0
@@ -160,15 +172,16 @@ def _consume(
             elif session.strategy.learners():
                 for sentence in alarms.watch(figures):
                     _say(folder, sentence, console)
-            gallery.draw_if_due()
             due = session.step % every == 0 or session.step == session.steps or session.stopping
             ending = session.stopping or session.step == session.steps
-            if due and (ending or not skipped):  # weights that lead nowhere must not push out good ones
-                metrics.flush()
-                os.fsync(metrics.fileno())  # the lines before a checkpoint must outlive it
-                checkpoint.save(session, folder.checkpoints)
-                saved = session.step
-            kept.step = saved
+            with folder.writing():
+                gallery.draw_if_due()
+                if due and (ending or not skipped):  # weights that lead nowhere must not push out good ones
+                    metrics.flush()
+                    if processes.first():  # the others write nowhere, which cannot be made safe
+                        os.fsync(metrics.fileno())  # the lines before a checkpoint must outlive it
+                    checkpoint.save(session, folder.checkpoints)
+                    kept.step = session.step
             started = time.perf_counter()  # pictures and checkpoints are not the speed of training
 
 
@@ -229,16 +242,22 @@ class Watched:
     def __init__(self, source: Iterator[Batch], kept: int) -> None:
         self.source, self.kept = source, kept
         self.last: list[Batch] = []  # the micro-batches of the step in hand
+        self.waiting = False  # whether a batch is being waited for, so that no step is in hand
         self._broken: list[str] = []
-        self._seconds = 0.0
+        self._waited = self._loading = 0.0  # seconds
 
     def __iter__(self) -> Iterator[Batch]:
+        first = True
         while True:
             began = time.perf_counter()
-            batch = next(self.source, None)
-            self._seconds += time.perf_counter() - began
+            self.waiting = True
+            with _signals_held() if first else nullcontext():
+                batch = next(self.source, None)
+            self.waiting = first = False
+            self._waited += time.perf_counter() - began
             if batch is None:
                 return
+            self._loading += batch.seconds
             self._broken += batch.broken
             self.last = [*self.last, batch][-self.kept :]
             yield batch
@@ -248,29 +267,50 @@ class Watched:
         broken, self._broken = self._broken, []
         return broken
 
-    def seconds(self) -> float:
-        """How long batches were waited for since this was last asked."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
+    def speeds(self, images: int, seconds: float) -> dict[str, float]:
+        """Images a second of the step in hand, which took so many seconds, and of its two halves alone.
+
+        The loader's is that of all its workers at work, whether or not anybody waited for them.
+        """
+        halves = {"loader": self._loading, "step": seconds - self._waited}
+        self._loading = self._waited = 0.0
+        alone = {f"{half}_images_per_second": round(images / spent, 1) for half, spent in halves.items() if spent > 0}
+        return {"images_per_second": round(images / seconds, 1), **alone}
 
 
 @contextmanager
-def _no_lost_step(session: Session, folder: RunFolder) -> Iterator[Any]:
-    """Keep what was reached when the data fail between two steps, and say a full disk in a sentence."""
+def _signals_held() -> Iterator[None]:
+    """Hold the signals that stop a run back, and from the processes that are started inside for good.
+
+    A terminal, or a cluster, sends them to the loader's workers too, whose death would be taken for an accident.
+    """
+    held = {getattr(signal, name) for name in STOP_SIGNALS}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _no_lost_step(session: Session, source: Watched, folder: RunFolder) -> Iterator[Any]:
+    """Keep what was reached when the data fail, provided that no step is in hand; raises DataError."""
 
     class Kept:
         step = session.step
 
     try:
         yield Kept
-    except DataError:
-        if processes.world() == 1 and session.step > Kept.step:  # others would wait for us in their step
+    except (DataError, RuntimeError, OSError) as problem:
+        trouble = problem if isinstance(problem, DataError) else loader_trouble(problem)
+        if trouble is None:
+            raise
+        # Several processes would wait for each other in their step.
+        if source.waiting and processes.world() == 1 and session.step > Kept.step:
             checkpoint.save(session, folder.checkpoints)
-        raise
-    except OSError as problem:
-        last = checkpoint.found(folder.checkpoints)
-        whole = f"the last checkpoint, '{last[-1]}', is whole" if last else "there is no checkpoint yet"
-        raise MaskZooError(f"'{folder.path}' cannot be written to: {problem}; {whole}") from problem
+        if trouble is problem:
+            raise
+        raise trouble from problem
 
 
 @contextmanager
@@ -330,6 +370,12 @@ def _closing(folder: RunFolder, dataset: Dataset, evaluators: list[Any]) -> str:
     if not lines and evaluators:
         why = "there are no labels" if dataset.classes is None else "there are no test images"
         lines.append(f"not evaluated: {why}")
+    speeds = {name.split("_")[0]: speed for name, speed in folder.usual_speeds().items()}
+    if len(speeds) == 3:
+        lines.append(
+            f"{speeds['images']:,.0f} images/s; the loader alone {speeds['loader']:,.0f}, "
+            f"the step alone {speeds['step']:,.0f}"
+        )
     picture = folder.path / "masks" / "curriculum.png"
     lines.append(f"see {picture if picture.exists() else folder.path}")
     return "\n".join(lines)

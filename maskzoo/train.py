@@ -1,8 +1,8 @@
 """How a run trains, whichever masker and curriculum it has: read this file first.
 
-One batch is `look` (gather what a strategy may see), the model's step (hide patches; the model learns to rebuild them;
-the teacher follows), and, for strategies that learn against or along with the model, a step of the strategy's own
-(hide softly; only the strategy learns). `train` yields figures; it never logs, prints or saves.
+One step is `look` (gather what a strategy may see), the model's step (hide patches; the model learns to rebuild them),
+for strategies that learn against or along with the model a step of the strategy's own (hide softly; only the strategy
+learns), and then, if all was finite, the teacher follows. `train` yields figures; it never logs, prints or saves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from maskzoo.alarms import spread
 from maskzoo.engine import Engine, Mover, exchanging, refuse_unused
 from maskzoo.errors import ContractError
 from maskzoo.mask import Mask
-from maskzoo.processes import rank, world
+from maskzoo.processes import gather, rank, world
 from maskzoo.protocols import Batch, CurriculumSchedule, MaskingContext, MaskingStrategy, Objective, Outcome
 from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
@@ -93,22 +93,20 @@ def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, floa
         now = contexts[0]
         figures = Figures()
         lr = session.mover.set_lr(session.lr(now.progress) * session.lr_factor)
+        before = Buffers(session.objective)
         made = move_model(session, model_step, contexts, figures)
-        if session.teacher is not None:
-            session.teacher.follow(session.objective, session.decay(now.progress))  # type: ignore[arg-type]
         if session.strategy_mover is not None and session.step % session.strategy_every == 0:
             session.strategy_mover.set_lr(session.strategy_lr(now.progress) * session.lr_factor)
             move_learners(session, learner_steps, contexts, figures)
 
         # The one moment of a step at which we wait for the device, and for the other processes.
-        asked = torch.tensor(float(session.stop_asked), device=engine.device)
+        asked = torch.full((), float(session.stop_asked), device=engine.device)
         known = engine.fetched({**figures.means(), "stop asked": asked})
         session.stopping = known.pop("stop asked") > 0
         if finite(known, MODEL_FIGURES):
-            with torch.no_grad():
-                for context, mask, outcome in made:
-                    for strategy, seen in session.strategy.active(context):
-                        strategy.after_step(seen, mask, outcome)
+            follow(session, now.progress, made)
+        else:
+            before.restore()  # the statistics of a BatchNorm have seen what was not finite
         moment = {"step": session.step, "epoch": session.step // session.steps_in_epoch, "progress": now.progress}
         dials = {"factor": now.factor, "ratio": now.ratio, "hidden": now.count, "lr": lr}
         skipped = {"skipped": 0.0 if finite(known, MODEL_FIGURES + STRATEGY_FIGURES) else 1.0}
@@ -135,7 +133,7 @@ def move_model(
         made.append((context, detached(mask), detached(outcome)))
         del mask, outcome, loss  # their memory is wanted by what follows
     refuse_unused(model_step)
-    figures.add({"grad_norm": session.mover.move()})
+    figures.add({"grad_norm": session.mover.move(figures.means()["loss"])})
     return made
 
 
@@ -147,6 +145,7 @@ def move_learners(
 ) -> None:
     """The learners' step: the same images, the same noise, the model as it has just become, and left as it is."""
     assert session.strategy_mover is not None
+    losses = []
     with unchanged(session.objective):
         for context in contexts:
             _seed(context, "strategy")
@@ -160,7 +159,19 @@ def move_learners(
                     trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
                     session.strategy_mover.backward(loss / len(contexts), inputs=trained)  # none for the model
                 figures.add(terms)
-    figures.add({"strategy_grad_norm": session.strategy_mover.move()})
+                losses.append(loss.detach())
+    if losses:
+        figures.add({"strategy_grad_norm": session.strategy_mover.move(torch.stack(losses).sum())})
+
+
+@torch.no_grad()
+def follow(session: Session, progress: float, made: Sequence[tuple[MaskingContext, Mask, Outcome]]) -> None:
+    """What follows a step that was taken: the teacher's average, and the strategies' own averages and tables."""
+    if session.teacher is not None:
+        session.teacher.follow(session.objective, session.decay(progress))  # type: ignore[arg-type]
+    for context, mask, outcome in made:
+        for strategy, seen in session.strategy.active(context):
+            strategy.after_step(seen, mask, outcome)
 
 
 def look(session: Session, batch: Batch, place: int = 0) -> MaskingContext:
@@ -207,8 +218,9 @@ class ModelStep(nn.Module):
         mask = self.hide(context)
         outcome = self.objective(context.images, mask, context.labels, context.teacher)
         figures = {"loss": outcome.loss.detach(), **outcome.metrics}
-        if len(mask.hidden) > 1:
-            figures["mask/spread"] = spread(mask.hidden)
+        hidden = gather(mask.hidden.byte())  # [B * world, N]
+        if len(hidden) > 1:
+            figures["mask/spread"] = spread(hidden)
         loss = outcome.loss
         for strategy, seen in self.active(context):
             if strategy.learning == "joint":
@@ -250,16 +262,28 @@ def judged(
     return loss, {f"{learner.name}{context.stream}/{name}": value for name, value in terms.items()}
 
 
+class Buffers:
+    """The buffers of a module as they are now: each train-mode forward moves the statistics of a BatchNorm."""
+
+    def __init__(self, module: Any) -> None:
+        self._buffers = list(module.buffers())
+        self._values = [buffer.clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back."""
+        for buffer, value in zip(self._buffers, self._values, strict=True):
+            buffer.copy_(value)
+
+
 @contextmanager
 def unchanged(module: Any) -> Iterator[None]:
-    """Put every buffer back afterwards: one train-mode forward moves the statistics of each BatchNorm."""
-    before = [buffer.clone() for buffer in module.buffers()]
+    """Put every buffer back afterwards."""
+    before = Buffers(module)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, saved in zip(module.buffers(), before, strict=True):
-                buffer.copy_(saved)
+        before.restore()
 
 
 class Figures:

@@ -60,6 +60,7 @@ PUBLIC = [
     "Session",
     "Split",
     "Strategy",
+    "Stream",
     "Teacher",
     "checked_scores",
     "define",

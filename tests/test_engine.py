@@ -165,6 +165,21 @@ def test_recomputing_really_keeps_no_activations():
     assert len(calls) == 2  # forward, and again in the backward pass
 
 
+def test_a_skipped_step_leaves_the_statistics_of_a_batch_norm_alone():
+    session = tiny_session("clmae")
+    session.objective.backbone.norm_of_pixels = nn.BatchNorm2d(3)
+    session.objective.backbone.register_forward_pre_hook(
+        lambda module, inputs: (module.norm_of_pixels(inputs[0]), *inputs[1:])
+    )
+    before = state_of(session.objective)
+    batch = next(random_batches(1))
+    bad = attrs.evolve(batch, images=torch.full_like(batch.images, float("nan")))
+    assert next(train(session, [bad]))["skipped"] == 1.0
+    assert same_state(session.objective, before)
+    next(train(session, [batch]))
+    assert not same_state(session.objective, before)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own
 def test_compiled_blocks_keep_their_names_and_figures_and_do_not_recompile_as_the_ratio_moves():

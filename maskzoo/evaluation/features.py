@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maskzoo.data.batches import prepare
 from maskzoo.errors import ContractError, DataError
-from maskzoo.protocols import Dataset, Split
+from maskzoo.protocols import Dataset, Split, Stream
 from maskzoo.seeds import stream
 
 Pooling = Literal["mean", "class"]
@@ -62,7 +62,7 @@ class WholeImages:
 
         Images that cannot be read are left out; DataError if that leaves none.
         """
-        chosen = evenly_spread(len(split), images)
+        chosen = some_of(split, images)
         features, labels, waiting = [torch.empty(0, self.dim)], [], []
         problem: DataError | None = None
         for position, index in enumerate(chosen, start=1):
@@ -82,6 +82,16 @@ class WholeImages:
         if len(known) < len(labels):
             return torch.cat(features), None
         return torch.cat(features), torch.tensor(known, dtype=torch.int64)
+
+
+def some_of(split: Split, wanted: int | None) -> list[int]:
+    """`wanted` positions of a split, always the same; all of them for None.
+
+    Of a stream the first: it is shuffled anyway, and looking one up means reading all before it.
+    """
+    if isinstance(split, Stream):
+        return list(range(len(split) if wanted is None else min(wanted, len(split))))
+    return evenly_spread(len(split), wanted)
 
 
 def evenly_spread(total: int, wanted: int | None) -> list[int]:
