@@ -87,8 +87,19 @@ def _finish(beside: Path, path: Path) -> None:
     if path.is_dir():  # of a step that was done before the run went back; a file is replaced in one go
         _remove(path)
     os.replace(beside, path)
+    _sync(path.parent)  # or a power cut could leave neither the new one nor those that are now forgotten
     for old in found(path.parent)[:-KEPT]:
         _remove(old)
+
+
+def _sync(folder: Path) -> None:
+    """Let the names in a folder outlive a power cut, where the system knows how."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _tried(action: Callable[[], None], beside: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,8 +28,9 @@ class Interruption(click.ClickException):
     exit_code = 75
 
     def show(self, file: Any = None) -> None:
-        """Say it without the word error."""
-        click.echo(self.format_message(), file=file, err=True)
+        """Say it without the word error, and once."""
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(self.format_message(), file=file, err=True)
 
 
 class Commands(click.Group):

@@ -14,6 +14,8 @@ from maskzoo import processes
 from maskzoo.protocols import Batch, MaskingContext
 from maskzoo.train import LearnerStep, ModelStep, Session, alternate_learners, look
 
+KINDS = ("the weights", "the images", "the output", "the loss", "the gradient")  # in the order of a step
+
 
 def first_bad(session: Session, batches: Sequence[Batch]) -> str:
     """The first thing that is not finite in the session's last step, on these batches; nothing is moved.
@@ -39,10 +41,15 @@ def first_bad(session: Session, batches: Sequence[Batch]) -> str:
                     bad += _bad_of(session, name, own.learner, own, seen)
     finally:
         session.step += 1
-    # Nobody returns before the others, who would wait in whatever the processes do together.
+    # Nobody returns before the others, who would wait in whatever the processes do together. What one process made bad
+    # reaches all through their gradients, so it is the earliest kind of thing that tells, not the first process.
     where = f" (in process {processes.rank()})" if processes.world() > 1 else ""
-    heard = processes.first_heard(f"{bad[0]}{where}" if bad else None)
-    return heard or "nothing of that step when it was done again"
+    for kind in KINDS:
+        found = next((one for one in bad if one.startswith(kind)), None)
+        heard = processes.first_heard(None if found is None else f"{found}{where}")
+        if heard is not None:
+            return heard
+    return "nothing of that step when it was done again"
 
 
 def _bad_weights(prefix: str, module: Any) -> list[str]:

@@ -65,9 +65,10 @@ class Engine:
 
     def fetched(self, figures: Mapping[str, Tensor]) -> dict[str, float]:
         """Scalars from the device as numbers, in one transfer: the mean over all processes."""
-        if not figures:
-            return {}
-        values = torch.stack([value.detach().float().reshape(()) for value in figures.values()])
+        lists = [name for name, value in figures.items() if value.numel() != 1]
+        if lists:
+            raise ContractError(f"figures are single numbers, but '{lists[0]}' is {list(figures[lists[0]].shape)}")
+        values = torch.stack([value.detach().to(self.device, torch.float32).reshape(()) for value in figures.values()])
         return dict(zip(figures, processes.average(values).tolist(), strict=True))
 
 
@@ -114,8 +115,6 @@ class Mover:
         """
         moved = [parameter for parameter in self.parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
-        if not gradients:  # of learners none of which is active now
-            return torch.zeros(())
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = _whole(torch.nn.utils.get_total_norm(gradients))

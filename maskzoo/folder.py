@@ -72,21 +72,30 @@ class RunFolder:
     def claim(cls, session: Session) -> RunFolder:
         """A new folder runs/<masker>-<schedule>-<data>-s<seed>, with a number behind it where that is taken."""
         if not processes.first():
-            return cls(Path(processes.told(None) or ""))
+            told = processes.told(None)
+            if not told:
+                raise RecipeError("the first process cannot make a folder for the run; say where with --out")
+            return cls(Path(told))
         masking = session.recipe["masking"]
         parts = [masking["strategy"]["use"], masking["curriculum"]["use"], session.recipe["data"]["use"]]
         if session.strategy.default_curriculum is None:
             del parts[1]
         name = "-".join([*parts, f"s{session.seed}"])
-        for number in itertools.count(1):
-            path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-            try:
-                path.mkdir(parents=True)  # two runs that start at once must not get one folder
-            except FileExistsError:
-                continue
-            processes.told(str(path))
-            return cls(path)
-        raise AssertionError("there is always another number")
+        runs = Path("runs")
+        try:
+            runs.mkdir(exist_ok=True)
+            for number in itertools.count(1):
+                path = runs / (name if number == 1 else f"{name}-{number}")
+                try:
+                    path.mkdir()  # two runs that start at once must not get one folder
+                except FileExistsError:
+                    continue
+                break
+        except OSError as problem:
+            processes.told("")
+            raise RecipeError(f"'{runs.absolute()}' cannot be written to: {problem}; say where with --out") from problem
+        processes.told(str(path))
+        return cls(path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -131,7 +140,9 @@ class RunFolder:
     def load_newest(self, session: Session, console: Console) -> bool:
         """Load the newest checkpoint that can be read; the damaged ones stay where they are."""
         problems: list[str] = []
-        for path in reversed(checkpoint.found(self.checkpoints)):
+        # As the first process sees them: a network's file system may show another an older list.
+        names = processes.told("/".join(path.name for path in checkpoint.found(self.checkpoints))) or ""
+        for path in [self.checkpoints / name for name in reversed(names.split("/")) if name]:
             state, problem = None, None
             try:
                 state = checkpoint.read(path)

@@ -7,17 +7,22 @@ Shapes: B images of this process.
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from maskzoo.errors import MaskZooError, RecipeError
+
+Made = TypeVar("Made")
+
 
 def join(device: torch.device) -> bool:
     """Join the processes that `torchrun` started along with this one; True if there are several and we had not yet.
 
-    Raises RuntimeError where they cannot find each other.
+    Raises RuntimeError or ValueError where they cannot find each other.
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return False
@@ -57,6 +62,26 @@ def wait() -> None:
     """Wait until all have come here."""
     if world() > 1:
         dist.barrier()
+
+
+def first_on_machine(make: Callable[[], Made]) -> Made:
+    """What `make` gives, made by one process of each machine before the others make theirs.
+
+    Raises in all processes what it raises in one, a MaskZooError as such.
+    """
+    if world() == 1:
+        return make()
+    made, problem, ours = None, None, None
+    for turn in (local_rank() == 0, local_rank() != 0):
+        if turn:
+            try:
+                made = make()
+            except MaskZooError as failure:
+                problem, ours = str(failure), failure
+        heard = first_heard(problem)
+        if heard is not None:
+            raise ours or RecipeError(heard)
+    return made  # type: ignore[return-value]
 
 
 def gather(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import attrs
 from rich.console import Console
 
 from maskzoo import checkpoint, processes
@@ -30,7 +31,7 @@ from maskzoo.loggers.several import Loggers
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.recipe import Recipe, describe, make
 from maskzoo.registry import Registry
-from maskzoo.train import Session, train
+from maskzoo.train import MODEL_FIGURES, Session, finite, train
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # the last is what SLURM can be asked to send ahead of the time limit
 LOWER = 0.5  # what the rates are multiplied by when a run goes back
@@ -47,7 +48,13 @@ def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None =
         raise RecipeError(f"--out: '{out}' holds something already; choose another folder, or go on with --resume")
     if resume and out is None:
         raise RecipeError("--resume: say which run with --out")
-    joined = processes.join(choose_device(recipe.train.device))
+    try:
+        joined = processes.join(choose_device(recipe.train.device))
+    except (ValueError, RuntimeError) as problem:
+        raise RecipeError(
+            f"the environment's WORLD_SIZE says that there are several processes, but they cannot find each other "
+            f"({str(problem).splitlines()[0]}); start them with torchrun, or unset WORLD_SIZE"
+        ) from problem
     try:
         return _run(recipe, registry, console if processes.first() else Console(quiet=True), out, resume=resume)
     finally:
@@ -56,7 +63,8 @@ def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None =
 
 
 def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None, *, resume: bool) -> Path:
-    dataset: Dataset = make(registry, "dataset", recipe.data, "recipe.data")
+    # One process of a machine first: a data set may have to be fetched and unpacked.
+    dataset: Dataset = processes.first_on_machine(lambda: make(registry, "dataset", recipe.data, "recipe.data"))
     if choose_device(recipe.train.device).type == "cpu":
         keep_memory()
     session = build(recipe, dataset, registry, steps_in_epoch=steps_in_epoch(dataset, recipe.train.batch_size))
@@ -106,6 +114,7 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
             if session.step == session.steps and "after" not in folder.evaluation():
                 evaluate("after")
         if session.step < session.steps:
+            processes.wait()  # whoever leaves first makes torchrun end the others
             raise StoppedError(f"stopped by a signal after step {session.step} of {session.steps}; --resume goes on")
         console.print(_closing(folder, dataset, evaluators), highlight=False, markup=False)
     return folder.path
@@ -146,10 +155,10 @@ def _consume(
     loggers: Loggers,
     console: Console,
 ) -> None:
-    settings = recipe.train
-    source = Watched(_batches(session, dataset, recipe), session.accumulate)
+    settings, workers = recipe.train, _workers(session, recipe)
+    source = Source(_batches(session, dataset, recipe, workers), session.accumulate, workers)
     every = settings.checkpoint_steps or session.steps_in_epoch
-    alarms, skipped = Alarms(session.steps), 0
+    alarms, skipped, due = Alarms(session.steps), 0, False
     with (
         folder.metrics() as metrics,
         display(session, console) as show,
@@ -172,8 +181,8 @@ def _consume(
             elif session.strategy.learners():
                 for sentence in alarms.watch(figures):
                     _say(folder, sentence, console)
-            due = session.step % every == 0 or session.step == session.steps or session.stopping
             ending = session.stopping or session.step == session.steps
+            due = due or ending or session.step % every == 0
             with folder.writing():
                 gallery.draw_if_due()
                 if due and (ending or not skipped):  # weights that lead nowhere must not push out good ones
@@ -181,15 +190,19 @@ def _consume(
                     if processes.first():  # the others write nowhere, which cannot be made safe
                         os.fsync(metrics.fileno())  # the lines before a checkpoint must outlive it
                     checkpoint.save(session, folder.checkpoints)
-                    kept.step = session.step
+                    kept.step, due = session.step, False
             started = time.perf_counter()  # pictures and checkpoints are not the speed of training
 
 
-def _batches(session: Session, dataset: Dataset, recipe: Recipe) -> Iterator[Batch]:
+def _workers(session: Session, recipe: Recipe) -> int:
+    if recipe.train.workers is not None:
+        return recipe.train.workers
+    # On a CPU the workers would take their time from the training itself.
+    return 0 if session.device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+def _batches(session: Session, dataset: Dataset, recipe: Recipe, workers: int) -> Iterator[Batch]:
     settings = recipe.train
-    workers = settings.workers
-    if workers is None:  # on a CPU the workers would take their time from the training itself
-        workers = 0 if session.device.type == "cpu" else min(8, os.cpu_count() or 1)
     return batches(
         dataset,
         size=session.image_size,
@@ -202,11 +215,9 @@ def _batches(session: Session, dataset: Dataset, recipe: Recipe) -> Iterator[Bat
         workers=workers,
         max_broken=settings.max_broken,
         pin_memory=session.device.type == "cuda",
-        **(
-            {"rank": processes.rank(), "world": processes.world(), "accumulate": session.accumulate}
-            if session.accumulate * processes.world() > 1
-            else {}
-        ),
+        rank=processes.rank(),
+        world=processes.world(),
+        accumulate=session.accumulate,
     )
 
 
@@ -216,7 +227,7 @@ class _DivergedError(Exception):
 
 def _report_skipped(
     session: Session,
-    source: Watched,
+    source: Source,
     figures: Mapping[str, float],
     skipped: int,
     most: int,
@@ -228,7 +239,8 @@ def _report_skipped(
     bad = ", ".join(f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value))
     if skipped <= most:
         if skipped == 1:
-            _say(folder, f"step {last} was skipped: {bad}; nothing has moved", console)
+            still = "the masker has not moved" if finite(figures, MODEL_FIGURES) else "nothing has moved"
+            _say(folder, f"step {last} was skipped: {bad}; {still}", console)
         return
     culprit = first_bad(session, source.last)
     raise _DivergedError(
@@ -236,11 +248,11 @@ def _report_skipped(
     )
 
 
-class Watched:
+class Source:
     """The batches of a run, with the time that they took and the images that could not be read."""
 
-    def __init__(self, source: Iterator[Batch], kept: int) -> None:
-        self.source, self.kept = source, kept
+    def __init__(self, source: Iterator[Batch], kept: int, workers: int) -> None:
+        self.source, self.kept, self.workers = source, kept, workers
         self.last: list[Batch] = []  # the micro-batches of the step in hand
         self.waiting = False  # whether a batch is being waited for, so that no step is in hand
         self._broken: list[str] = []
@@ -251,7 +263,7 @@ class Watched:
         while True:
             began = time.perf_counter()
             self.waiting = True
-            with _signals_held() if first else nullcontext():
+            with _signals_held() if first and self.workers else nullcontext():
                 batch = next(self.source, None)
             self.waiting = first = False
             self._waited += time.perf_counter() - began
@@ -292,21 +304,25 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@attrs.define
+class _Kept:
+    """The step of the last checkpoint."""
+
+    step: int
+
+
 @contextmanager
-def _no_lost_step(session: Session, source: Watched, folder: RunFolder) -> Iterator[Any]:
+def _no_lost_step(session: Session, source: Source, folder: RunFolder) -> Iterator[_Kept]:
     """Keep what was reached when the data fail, provided that no step is in hand; raises DataError."""
-
-    class Kept:
-        step = session.step
-
+    kept = _Kept(session.step)
     try:
-        yield Kept
+        yield kept
     except (DataError, RuntimeError, OSError) as problem:
         trouble = problem if isinstance(problem, DataError) else loader_trouble(problem)
         if trouble is None:
             raise
         # Several processes would wait for each other in their step.
-        if source.waiting and processes.world() == 1 and session.step > Kept.step:
+        if source.waiting and processes.world() == 1 and session.step > kept.step:
             checkpoint.save(session, folder.checkpoints)
         if trouble is problem:
             raise

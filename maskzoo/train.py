@@ -22,7 +22,7 @@ from maskzoo.engine import Engine, Mover, exchanging, refuse_unused
 from maskzoo.errors import ContractError
 from maskzoo.mask import Mask
 from maskzoo.processes import gather, rank, world
-from maskzoo.protocols import Batch, CurriculumSchedule, MaskingContext, MaskingStrategy, Objective, Outcome
+from maskzoo.protocols import Batch, CurriculumSchedule, MaskingContext, MaskingStrategy, Objective, Outcome, Strategy
 from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
 
@@ -78,8 +78,9 @@ class Session:
 def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, float]]:
     """Train on the batches, `accumulate` of them a step, from the session's step on; yield the figures of each step.
 
-    A step whose loss or gradient is not finite moves nothing, and its figure `skipped` is 1. All figures are means over
-    the processes. Ends early where any process has `stop_asked`. Seeds torch's global generator anew for each batch.
+    Where the loss or gradient of the model's step is not finite nobody moves, where that of a strategy's is not, the
+    strategy does not; the figure `skipped` is then 1. All figures are means over the processes. Ends early where any
+    process has `stop_asked`. Seeds torch's global generator anew for each batch.
     """
     engine = session.engine
     model_step = engine.root(ModelStep(session.objective, session.strategy))
@@ -130,7 +131,8 @@ def move_model(
                 raise ContractError(f"strategy '{session.strategy.name}' hid {mask.count} patches, not {context.count}")
             session.mover.backward(loss / len(contexts))
         figures.add(terms)
-        made.append((context, detached(mask), detached(outcome)))
+        if any(listens(strategy) for strategy, _ in session.strategy.active(context)):
+            made.append((context, detached(mask), detached(outcome)))  # kept until it is known that the step was taken
         del mask, outcome, loss  # their memory is wanted by what follows
     refuse_unused(model_step)
     figures.add({"grad_norm": session.mover.move(figures.means()["loss"])})
@@ -145,7 +147,7 @@ def move_learners(
 ) -> None:
     """The learners' step: the same images, the same noise, the model as it has just become, and left as it is."""
     assert session.strategy_mover is not None
-    losses = []
+    losses, moved = [], []
     with unchanged(session.objective):
         for context in contexts:
             _seed(context, "strategy")
@@ -160,8 +162,13 @@ def move_learners(
                     session.strategy_mover.backward(loss / len(contexts), inputs=trained)  # none for the model
                 figures.add(terms)
                 losses.append(loss.detach())
+                moved.append(root)
     if losses:
-        figures.add({"strategy_grad_norm": session.strategy_mover.move(torch.stack(losses).sum())})
+        for root in {id(root): root for root in moved}.values():
+            refuse_unused(root)
+        # Not finite where the model's step was not: then its masker rests as well.
+        sound = torch.stack(losses).sum() + 0 * figures.means()["grad_norm"]
+        figures.add({"strategy_grad_norm": session.strategy_mover.move(sound)})
 
 
 @torch.no_grad()
@@ -304,6 +311,11 @@ class Figures:
         return {name: value / self._counts[name] for name, value in self._sums.items()}
 
 
+def listens(strategy: MaskingStrategy) -> bool:
+    """Whether it has an `after_step` of its own, for which what was made must be kept."""
+    return getattr(strategy.after_step, "__func__", None) is not Strategy.after_step
+
+
 def finite(figures: Mapping[str, float], names: Sequence[str]) -> bool:
     """Whether those of the figures that are there are finite."""
     return all(math.isfinite(figures.get(name, 0.0)) for name in names)
@@ -311,8 +323,13 @@ def finite(figures: Mapping[str, float], names: Sequence[str]) -> bool:
 
 def detached(made: Any) -> Any:
     """A mask or an outcome without the graphs that its tensors hang on."""
-    tensors = {name: value for name, value in attrs.asdict(made, recurse=False).items() if isinstance(value, Tensor)}
-    return attrs.evolve(made, **{name: value.detach() for name, value in tensors.items()})
+
+    def free(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: free(item) for name, item in value.items()}
+        return value.detach() if isinstance(value, Tensor) else value
+
+    return attrs.evolve(made, **{name: free(value) for name, value in attrs.asdict(made, recurse=False).items()})
 
 
 def _seed(context: MaskingContext, whose: str) -> None:

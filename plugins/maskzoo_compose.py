@@ -145,8 +145,9 @@ class Mix(Composite):
     def combine(self, context: MaskingContext, scores: Mapping[int, Tensor]) -> Tensor:
         """Each image's row from the part it draws."""
         weights = torch.tensor(self._weights(context.progress)).clamp(min=0)[list(scores)]
-        edges = (weights.cumsum(0) / weights.sum())[:-1].to(context.images.device)
-        drawn = torch.bucketize(context.noise(1, name="mix"), edges, right=True)  # [B, 1]
+        edges = (weights.cumsum(0) / weights.sum())[:-1].tolist()  # as numbers, which a GPU need not wait for
+        noise = context.noise(1, name="mix")
+        drawn = torch.stack([noise >= edge for edge in edges]).sum(dim=0)  # [B, 1]
         stacked = torch.stack(list(scores.values()), dim=1)  # [B, parts, N]
         return stacked.gather(1, drawn[..., None].expand(-1, -1, stacked.shape[2]))[:, 0]
 

@@ -220,14 +220,15 @@ def process_of(rank: int, launcher: int) -> int:
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path, programs: Starter):
+@pytest.mark.parametrize("whom", ["process 1", "launcher"])
+def test_a_signal_to_one_of_two_processes_stops_both(whom: str, tmp_path: Path, programs: Starter):
     recipe, out = written(tmp_path, CLMAE, steps=60, checkpoint_steps=60), tmp_path / "two"
     launcher = together("-m", "maskzoo", "train", recipe, "--out", out)
     deadline = time.monotonic() + 120
     while lines_of(out) < 5 and launcher.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert launcher.poll() is None, launcher.communicate()[1]
-    os.kill(process_of(1, launcher.pid), signal.SIGTERM)
+    os.kill(launcher.pid if whom == "launcher" else process_of(1, launcher.pid), signal.SIGTERM)
     _, errors = launcher.communicate(timeout=120)
     assert "stopped by a signal after step" in errors
     done = len(metrics(out))
@@ -658,10 +659,11 @@ def test_a_step_that_is_not_finite_moves_nothing(strategy: Any, poison: Any):
     poison(session, lambda: session.step == 2)
     loop = train(session, random_batches(4))
     next(loop), next(loop)
-    before = state_of(session.objective)
+    before, masker = state_of(session.objective), state_of(session.strategy)
     figures = next(loop)
     assert figures["skipped"] == 1
     assert same_state(session.objective, before)
+    assert same_state(session.strategy, masker)
     figures = next(loop)
     assert figures["skipped"] == 0
     assert all(math.isfinite(value) for value in figures.values())

@@ -313,7 +313,9 @@ def test_two_learners_are_trained_in_one_step_each_by_its_own_loss():
 
     session.strategy_mover = Mover(Still(session.strategy.parameters(), lr=1.0))
     steps = {learner: LearnerStep(learner) for learner in session.strategy.learners()}
-    move_learners(session, steps, [context], Figures())
+    figures = Figures()
+    figures.add({"grad_norm": torch.ones(())})  # the model's step was sound
+    move_learners(session, steps, [context], figures)
     for position, (learner, seen) in enumerate(session.strategy.active(context)):
         mask = learner.soft_mask(seen)
         learner.zero_grad()
