@@ -1,13 +1,15 @@
 """A few steps of tiny runs, alone or as one of the processes that torchrun starts; prints what the steps gave.
 
 The one argument is JSON: a case, or several by name. A case is a recipe's sections, `strategy`, `do` (how many steps),
-and, where wanted, `folder` (save a checkpoint there at the end) and `resume` (a checkpoint to go on from).
+and, where wanted, `folder` (save a checkpoint there at the end), `resume` (a checkpoint to go on from), and `poison`
+(the process in which a block gives NaN; then the case prints what is blamed).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,15 @@ from helpers import REGISTRY, noise_images, tiny_recipe
 from maskzoo import checkpoint, processes
 from maskzoo.build import build
 from maskzoo.data.batches import batches
-from maskzoo.train import train
+from maskzoo.diagnosis import first_bad
+from maskzoo.protocols import Batch
+from maskzoo.train import Session, train
 
 
-def figures_of(case: dict[str, Any]) -> list[dict[str, float]]:
+def figures_of(case: dict[str, Any]) -> list[dict[str, Any]]:
     case = dict(case)
     strategy, steps = case.pop("strategy"), case.pop("do")
-    folder, resume = case.pop("folder", None), case.pop("resume", None)
+    folder, resume, poison = (case.pop(name, None) for name in ("folder", "resume", "poison"))
     recipe = tiny_recipe(strategy, **case)
     dataset = noise_images(64)
     session = build(recipe, dataset, REGISTRY, steps_in_epoch=64 // recipe.train.batch_size)
@@ -44,10 +48,19 @@ def figures_of(case: dict[str, Any]) -> list[dict[str, float]]:
         world=processes.world(),
         accumulate=session.accumulate,
     )
+    if poison is not None:
+        return [{"culprit": culprit(session, poison, next(source))}]
     figures = list(itertools.islice(train(session, source), steps))
     if folder is not None:
         checkpoint.save(session, Path(folder))
     return figures
+
+
+def culprit(session: Session, poison: int, batch: Batch) -> str:
+    if processes.rank() == poison:
+        session.objective.backbone.model.blocks[0].mlp.register_forward_hook(lambda *made: made[2] * math.nan)
+    session.step += 1
+    return first_bad(session, [batch])
 
 
 def main(cases: dict[str, Any]) -> None:

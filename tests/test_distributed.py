@@ -45,6 +45,8 @@ CASES = {
     "attmask fsdp2 accumulated": case("attmask", parallel="fsdp2", accumulate=2),
 }
 
+POISONED = {f"poisoned {parallel}": {**case("clmae", parallel=parallel), "poison": 1} for parallel in ("ddp", "fsdp2")}
+
 
 def torchrun(cases: dict, processes: int = 2) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -54,7 +56,7 @@ def torchrun(cases: dict, processes: int = 2) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def together() -> dict[str, list[dict[str, float]]]:
-    done = torchrun(CASES)
+    done = torchrun({**CASES, **POISONED})
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -94,3 +96,10 @@ def test_recomputed_activations_change_no_figure():
         torch.tensor([list(step.values()) for step in recomputed]),
         torch.tensor([list(step.values()) for step in kept]),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POISONED)
+def test_what_goes_bad_in_one_process_is_blamed_and_not_what_it_spoils_in_others(name: str, together):
+    (found,) = together[name]
+    assert found["culprit"] == "the output of 'objective.backbone.model.blocks.0.mlp' (Mlp) (in process 1)"
