@@ -79,6 +79,9 @@ def exchanging(root: nn.Module, now: bool) -> Iterator[None]:
         with nullcontext() if now else root.no_sync():
             yield
         return
+    if processes.world() == 1:  # nothing is sharded, so there is nothing to look for at every step
+        yield
+        return
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(now, recurse=False)
@@ -126,9 +129,8 @@ class Mover:
             if loss is None or bool(sound.isfinite() | ~norm.isfinite()):  # the norm is the scaler's own business
                 self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif getattr(
-            self.optimizer, "_step_supports_amp_scaling", False
-        ):  # a fused optimizer looks by itself: nobody waits for the device
+        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # A fused optimizer looks by itself: nobody waits for the device.
             self.optimizer.found_inf = (~sound.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif bool(sound.isfinite()):
@@ -215,13 +217,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> Precision:
+def choose_precision(name: Precision | Literal["auto"], device: torch.device) -> Precision:
     """The precision of that name; "auto" is bf16 where the processor or GPU computes in it, else fp32."""
-    if name == "auto":
-        return "bf16" if _has_bf16(device) else "fp32"
-    if name in ("fp32", "bf16", "fp16"):
-        return name  # type: ignore[return-value]
-    raise RecipeError(f"recipe.train.precision: must be auto, fp32, bf16 or fp16, got '{name}'")
+    if name != "auto":
+        return name
+    return "bf16" if _has_bf16(device) else "fp32"
 
 
 def _has_bf16(device: torch.device) -> bool:

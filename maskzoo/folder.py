@@ -132,9 +132,8 @@ class RunFolder:
     def open(self, session: Session, console: Console, *, resume: bool) -> bool:
         """Bring the session and the folder to the newest good checkpoint, if asked to; True if there was one."""
         resumed = resume and self.load_newest(session, console)
-        if resume and processes.first():
-            self._cut(session.step, finished=session.step == session.steps)
-        processes.wait()
+        if resume:
+            self.forget(session)
         return resumed
 
     def load_newest(self, session: Session, console: Console) -> bool:
@@ -224,21 +223,20 @@ class RunFolder:
             whole = f"the last checkpoint, '{last[-1]}', is whole" if last else "there is no checkpoint yet"
             raise MaskZooError(f"'{self.path}' cannot be written to: {problem}; {whole}") from problem
 
-    def warn(self, sentence: str, console: Console, kind: str = "warnings") -> bool:
-        """Say a sentence and keep it in `warnings.txt`, or another such file; False if it was there already."""
+    def warn(self, sentence: str, console: Console, kind: str = "warnings") -> None:
+        """Say a sentence and keep it in `warnings.txt`, or another such file, unless it is there already."""
         line = " ".join(sentence.split())
         record = self.path / f"{kind}.txt"
         if record.exists() and line in record.read_text(errors="replace").splitlines():
-            return False
+            return
         with self.writing(), record.open("a") as file:
             file.write(line + "\n")
         console.print(line, style="yellow", highlight=False, markup=False)
-        return True
 
-    def forget(self, step: int) -> None:
-        """Forget the figures from `step` on, since the run has gone back to it."""
+    def forget(self, session: Session) -> None:
+        """Forget what came at or after the step to which the session has been brought."""
         if processes.first():
-            self._cut(step, finished=False)
+            self._cut(session.step, finished=session.step == session.steps)
         processes.wait()
 
     def usual_speeds(self) -> dict[str, float]:

@@ -65,9 +65,9 @@ def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None =
 def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None, *, resume: bool) -> Path:
     # One process of a machine first: a data set may have to be fetched and unpacked.
     dataset: Dataset = processes.first_on_machine(lambda: make(registry, "dataset", recipe.data, "recipe.data"))
-    if choose_device(recipe.train.device).type == "cpu":
-        keep_memory()
     session = build(recipe, dataset, registry, steps_in_epoch=steps_in_epoch(dataset, recipe.train.batch_size))
+    if session.device.type == "cpu":
+        keep_memory()
     evaluators, loggers = (
         [make(registry, kind, use, f"recipe.{path}[{number}]") for number, use in enumerate(uses)]  # type: ignore[arg-type]
         for kind, path, uses in (
@@ -141,7 +141,7 @@ def _train(
             session.lr_factor = lower
             _say(folder, f"{problem}; back to step {session.step}, with {lower:g} times the learning rate", console)
             with folder.writing():
-                folder.forget(session.step)
+                folder.forget(session)
     with folder.writing():
         gallery.draw_all()
 

@@ -135,7 +135,7 @@ def move_model(
             made.append((context, detached(mask), detached(outcome)))  # kept until it is known that the step was taken
         del mask, outcome, loss  # their memory is wanted by what follows
     refuse_unused(model_step)
-    figures.add({"grad_norm": session.mover.move(figures.means()["loss"])})
+    figures.add({"grad_norm": session.mover.move(figures.mean("loss"))})
     return made
 
 
@@ -147,7 +147,7 @@ def move_learners(
 ) -> None:
     """The learners' step: the same images, the same noise, the model as it has just become, and left as it is."""
     assert session.strategy_mover is not None
-    losses, moved = [], []
+    losses, moved = [], set()
     with unchanged(session.objective):
         for context in contexts:
             _seed(context, "strategy")
@@ -162,12 +162,12 @@ def move_learners(
                     session.strategy_mover.backward(loss / len(contexts), inputs=trained)  # none for the model
                 figures.add(terms)
                 losses.append(loss.detach())
-                moved.append(root)
+                moved.add(root)
     if losses:
-        for root in {id(root): root for root in moved}.values():
+        for root in moved:
             refuse_unused(root)
         # Not finite where the model's step was not: then its masker rests as well.
-        sound = torch.stack(losses).sum() + 0 * figures.means()["grad_norm"]
+        sound = torch.stack(losses).sum() + 0 * figures.mean("grad_norm")
         figures.add({"strategy_grad_norm": session.strategy_mover.move(sound)})
 
 
@@ -308,7 +308,11 @@ class Figures:
 
     def means(self) -> dict[str, Tensor]:
         """The means, in the order in which they came."""
-        return {name: value / self._counts[name] for name, value in self._sums.items()}
+        return {name: self.mean(name) for name in self._sums}
+
+    def mean(self, name: str) -> Tensor:
+        """The mean of one of them."""
+        return self._sums[name] / self._counts[name]
 
 
 def listens(strategy: MaskingStrategy) -> bool:
