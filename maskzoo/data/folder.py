@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from maskzoo.errors import DataError
-from maskzoo.protocols import Sample, Split, define
+from maskzoo.protocols import Sample, Split, Stream, define
 from maskzoo.seeds import stream
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tiff", ".tif")
@@ -81,10 +81,7 @@ class Folder:
         self.train: Split = train
         self.test: Split = test
         self.classes: Sequence[str] | None = classes
-        if self.size is None:
-            self.size = common_size(train) or USUAL_SIZE
-        elif isinstance(self.size, int):
-            self.size = (self.size, self.size)
+        self.size = settled_size(self.size, train)
         self.mean: Sequence[float]
         self.std: Sequence[float]
         self.mean, self.std = STATISTICS[self.channels]
@@ -198,32 +195,32 @@ def walk(folder: str) -> Iterator[str]:
         yield from (os.path.join(place, name) for name in names if is_image(name))
 
 
-def common_size(split: ImageFiles) -> tuple[int, int] | None:
-    """The height and width that images evenly spread over the split share, if they do; unreadable ones are skipped."""
-    probed = min(PROBED, len(split))
+def settled_size(size: int | tuple[int, int] | None, split: Split) -> tuple[int, int]:
+    """Height and width to which a data set brings its images: as asked for, else their own if it is one, or 224."""
+    if isinstance(size, int):
+        return size, size
+    return size or common_size(split) or USUAL_SIZE
+
+
+def common_size(split: Split) -> tuple[int, int] | None:
+    """The height and width that images evenly spread over the split share, if they do; unreadable ones are skipped.
+
+    Nothing is known of a stream, of which that would mean reading all.
+    """
+    probed = 0 if isinstance(split, Stream) else min(PROBED, len(split))
     sizes = set()
-    for position in range(probed):
+    for number in range(probed):
+        position = number * len(split) // probed
         try:
-            with opened(split.files[position * len(split) // probed]) as image:
-                sizes.add((image.height, image.width))
+            if isinstance(split, ImageFiles):
+                with opened(split.files[position]) as image:  # the header alone
+                    sizes.add((image.height, image.width))
+            else:
+                height, width = split[position].image.shape[-2:]
+                sizes.add((height, width))
         except DataError:  # its lookup will tell
             continue
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def shared_size(split: Split) -> tuple[int, int] | None:
-    """As `common_size`, of any split, by looking its images up."""
-    probed = min(PROBED, len(split))
-    sizes = set()
-    for position in range(probed):
-        try:
-            sizes.add(split[position * len(split) // probed].image.shape[-2:])
-        except DataError:  # its lookup will tell
-            continue
-    if len(sizes) != 1:
-        return None
-    height, width = sizes.pop()
-    return height, width
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from maskzoo.data.folder import MODES, STATISTICS, USUAL_SIZE, check_folder, check_still_there, read_image, shared_size
+from maskzoo.data.folder import MODES, STATISTICS, check_folder, check_still_there, read_image, settled_size
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.protocols import Sample, Split, define
 
@@ -101,10 +101,7 @@ class Shards:
                         "classes",
                         key="class_count",
                     )
-        if self.size is None:
-            self.size = shared_size(train) or USUAL_SIZE
-        elif isinstance(self.size, int):
-            self.size = (self.size, self.size)
+        self.size = settled_size(self.size, train)
         self.mean: Sequence[float]
         self.std: Sequence[float]
         self.mean, self.std = STATISTICS[self.channels]

@@ -12,7 +12,7 @@ import attrs
 import torch
 from PIL import Image
 
-from maskzoo.data.folder import MODES, STATISTICS, USUAL_SIZE, check_still_there, pixels_of, read_image, shared_size
+from maskzoo.data.folder import MODES, STATISTICS, check_still_there, pixels_of, read_image, settled_size
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.protocols import Sample, Split, define
 
@@ -62,10 +62,7 @@ class ThroughTimm:
             self.test, _ = self._open(self.test_split, self.test_images, known=names or {})
             self._check_apart(train, self.test)
         self.classes: Sequence[str] | None = self._classes(names)
-        if self.size is None:
-            self.size = (None if isinstance(train, TimmStream) else shared_size(train)) or USUAL_SIZE
-        elif isinstance(self.size, int):
-            self.size = (self.size, self.size)
+        self.size = settled_size(self.size, train)
         mean, std = STATISTICS[self.channels]
         self.mean, self.std = self.mean or mean, self.std or std
         for key in ("mean", "std"):
