@@ -8,8 +8,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,7 @@ def _consume(
         folder.metrics() as metrics,
         display(session, console) as show,
         _no_lost_step(session, source, folder) as kept,
+        closing(source),  # an error that is still being told must not keep the loader's workers alive
     ):
         started = time.perf_counter()
         for figures in train(session, source):
@@ -273,6 +274,11 @@ class Source:
             self._broken += batch.broken
             self.last = [*self.last, batch][-self.kept :]
             yield batch
+
+    def close(self) -> None:
+        """End the loader's workers."""
+        if isinstance(self.source, Generator):
+            self.source.close()
 
     def broken(self) -> list[str]:
         """A sentence for each image that had to be skipped since this was last asked."""

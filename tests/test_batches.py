@@ -335,11 +335,13 @@ def test_a_worker_that_dies_is_told_of_with_what_to_do(terrible: str, said: str)
     assert "\n" not in str(caught.value)
 
 
-def test_a_worker_that_is_killed_while_the_main_process_trains_is_told_of_too() -> None:
+def test_a_worker_that_is_killed_while_the_main_process_trains_is_told_of_too_and_none_lives_on() -> None:
     others = set(multiprocessing.active_children())
-    source = batches(album(64), size=(16, 16), batch_size=4, seed=0, start=0, steps=10_000, workers=1)
+    source = batches(album(64), size=(16, 16), batch_size=4, seed=0, start=0, steps=10_000, workers=2)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as a run holds it back from its workers
     next(source)
-    (worker,) = set(multiprocessing.active_children()) - others
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    worker, other = set(multiprocessing.active_children()) - others
 
     def train() -> None:
         os.kill(worker.pid, signal.SIGKILL)
@@ -349,7 +351,10 @@ def test_a_worker_that_is_killed_while_the_main_process_trains_is_told_of_too() 
     with pytest.raises(RuntimeError) as caught:  # torch's, out of whatever goes on: no batch is being asked for
         train()
     assert "has died" in str(loader_trouble(caught.value))
+    os.kill(other.pid, signal.SIGSTOP)  # as one that waits for ever for what the dead one held
     source.close()
+    other.join(5)
+    assert not other.is_alive()
 
 
 def test_errors_that_are_not_the_loaders_are_left_alone() -> None:

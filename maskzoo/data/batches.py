@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import multiprocessing
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -282,9 +283,12 @@ def _dead_worker(text: str) -> DataError:
 
 
 def _without_torchs_words(loader: torch.utils.data.DataLoader[_Packed]) -> Generator[_Packed, None, None]:
-    """What the loader gives; DataError where a worker dies or shared memory runs out."""
+    """What the loader gives; DataError where a worker dies or shared memory runs out. No worker outlives it."""
+    others = set(multiprocessing.active_children())
+    iterator: Iterator[_Packed] | None = None
     try:
-        yield from loader
+        iterator = iter(loader)
+        yield from iterator
     except Exception as error:
         if loader.num_workers:
             _forget_frames(error)
@@ -294,6 +298,12 @@ def _without_torchs_words(loader: torch.utils.data.DataLoader[_Packed]) -> Gener
         if trouble is None:
             raise
         raise trouble from error
+    finally:
+        workers = set(multiprocessing.active_children()) - others
+        del iterator  # torch asks them to end
+        for worker in workers:
+            # After the death of one the others may wait for ever, deaf to SIGTERM, and the program's end for them.
+            worker.kill()
 
 
 def _forget_frames(error: BaseException | None) -> None:
