@@ -351,6 +351,7 @@ class Backbone(Protocol):
     dim: int  # D of the latent
     token_dim: int  # of `tokens`
     prefix: int  # P class and register tokens, first in the latent, never masked
+    stage_dims: tuple[int, ...]  # of `stages`; empty where a decoder sees the latent alone
 
     @property
     def provides(self) -> frozenset[Need]:
@@ -364,6 +365,12 @@ class Backbone(Protocol):
 
     def __call__(self, images: Tensor, mask: Mask | None = None) -> Tensor:
         """The latent of images [B, C, *size]: [B, P + V, D]; [B, P + N, D] where dense, whole, or under a soft mask."""
+        ...
+
+    def stages(self, images: Tensor, mask: Mask | None = None) -> list[Tensor]:
+        """What each stage of the encoder makes of each unit, [B, V or N, stage_dims[i]], in the order of the latent:
+        for decoders of encoders whose early stages see what the last one has lost.
+        """
         ...
 
     def tokens(self, images: Tensor) -> Tensor:

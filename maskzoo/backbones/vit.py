@@ -6,12 +6,10 @@ Shapes: B images, N patches, V visible, P prefix tokens, D channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
-import attrs
-import timm
 import torch
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.deit import VisionTransformerDistilled
@@ -20,21 +18,18 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from maskzoo.backbones import skeleton
+from maskzoo.backbones.adapter import NOT_HERE, TimmBackbone, pair
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.mask import Mask
 from maskzoo.protocols import Need, define
 
-OWN_OPTIONS = {
-    "patch_size": "it is an option of the backbone itself",
-    "patch_drop_rate": "what is hidden is the mask's business",
-}
-LEAST_UNITS = 4  # mask units a side, below which the data's own size is raised
+OWN_OPTIONS = {**NOT_HERE, "patch_size": "it is an option of the backbone itself"}
 AUTOMATIC_PATCHES = (16, 8, 4, 2, 1)  # pixels, tried in this order
 AUTOMATIC_UNITS = 7  # a side, at least, with an automatic patch size: MNIST's 28 pixels give 7 x 7 patches of 4
 
 
 @define
-class VitBackbone(nn.Module):
+class VitBackbone(TimmBackbone):
     """A timm ViT (class token, registers or none; learned, fixed or rotary positions): hidden patches are dropped."""
 
     name: ClassVar[str] = "vit"
@@ -43,39 +38,20 @@ class VitBackbone(nn.Module):
 
     timm: str = "vit_tiny_patch16_224"
     patch_size: int | tuple[int, int] | Literal["auto"] | None = None  # None: timm's own
-    image_size: int | tuple[int, int] | None = None  # None: the data's, raised to four patches a side
-    channels: int = 3  # a run takes it from its data
-    data_size: tuple[int, int] = (224, 224)  # a run takes it from its data
     position: Literal["timm", "sin-cos"] = "timm"  # "sin-cos": MAE's fixed table in place of learned positions
     init: Literal["timm", "mae"] = (
         "timm"  # initial weights: timm's, or MAE's (xavier-uniform, tokens of deviation 0.02)
     )
-    drop_path: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.lt(1.0)])
-    pretrained: bool = False  # timm's weights, downloaded
-    options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm.create_model
 
     _position: ClassVar[Tensor | None]  # a buffer: positions for `tokens` where the model itself adds none
 
-    def __attrs_pre_init__(self) -> None:
-        super().__init__()
-
     def __attrs_post_init__(self) -> None:
-        if self.channels < 1:
-            raise RecipeError(f"an image has at least one channel, got {self.channels}", key="channels")
         usual = self._usual_patch()
         patch = self._chosen_patch(usual)
         if min(patch) < 1:
             raise RecipeError(f"must be at least 1 pixel, got {patch[0]} x {patch[1]}", key="patch_size")
-        size = _pair(self.image_size) if self.image_size is not None else _raised(self.data_size, patch)
-        if min(size) < 1:
-            raise RecipeError(f"must be at least 1 pixel, got {size[0]} x {size[1]}", key="image_size")
-        if any(side % unit for side, unit in zip(size, patch, strict=True)):
-            raise RecipeError(
-                f"an image of {size[0]} x {size[1]} pixels cannot be cut into patches of {patch[0]} x {patch[1]}; "
-                f"the nearest sizes are {_multiples(size, patch)}",
-                key="image_size",
-            )
-        self.model = self._create(size, None if patch == usual else patch)
+        size = self._sized(patch)
+        self.model = self._built(size, None if patch == usual else patch)
         if not self.adapts(self.model) or len(self.model.blocks) == 0:
             raise RecipeError(f"with these options '{self.timm}' has no blocks that could be shown part", key="options")
         if any(cells * unit != side for cells, unit, side in zip(self._grid(), patch, size, strict=True)):
@@ -86,9 +62,9 @@ class VitBackbone(nn.Module):
             )
         self.image_size, self.patch_size = size, patch
         self.grid = self._grid()
-        self.prefix: int = self.model.num_prefix_tokens
-        self.dim: int = self.model.num_features
-        self.token_dim: int = self.model.embed_dim
+        self.prefix = self.model.num_prefix_tokens
+        self.dim = self.model.num_features
+        self.token_dim = self.model.embed_dim
         if not hasattr(self.model.blocks[-1], "attn") or not hasattr(self.model.blocks[-1].attn, "attn_drop"):
             self.provides = frozenset({"features"})  # type: ignore[misc]  # e.g. parallel blocks
         if self.init == "mae" and not self.pretrained:
@@ -109,12 +85,9 @@ class VitBackbone(nn.Module):
         """
         if mask is None:
             return self._encode(*self._embed(images))
-        if mask.hidden.shape != (images.shape[0], math.prod(self.grid)):
-            expected = [images.shape[0], math.prod(self.grid)]
-            raise ContractError(f"the mask is {list(mask.hidden.shape)}, but these images have patches {expected}")
+        self._check(images, mask)
         if mask.visibility is None:
-            pixels = mask.hidden_on(self.grid, self.patch_size)  # type: ignore[arg-type]
-            images = torch.where(pixels.view(-1, 1, *self.image_size), 0.0, images)  # type: ignore[misc]
+            images = self._without_hidden(images, mask)
         tokens, rope = self._embed(images)
         prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
         if mask.visibility is None:
@@ -163,9 +136,7 @@ class VitBackbone(nn.Module):
     # ------------------------------------------------------------------------------------------------------- the parts
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """[B, P + N, D] tokens with position, and the rotary table of models that have one."""
-        expected = (self.channels, *self.image_size)  # type: ignore[misc]
-        if tuple(images.shape[1:]) != expected:
-            raise ContractError(f"'{self.timm}' was built for images {list(expected)}, got {list(images.shape[1:])}")
+        self._check(images)
         embedded = self.model._pos_embed(self.model.patch_embed(images))
         return embedded if isinstance(embedded, tuple) else (embedded, None)
 
@@ -208,38 +179,23 @@ class VitBackbone(nn.Module):
         if self.patch_size is None:
             return usual
         if self.patch_size != "auto":
-            return _pair(self.patch_size)
+            return pair(self.patch_size)
         if hasattr(skeleton(self.timm).patch_embed, "backbone"):
             return usual  # a convolutional stem decides
-        sides = _pair(self.image_size) if self.image_size is not None else self.data_size
+        sides = pair(self.image_size) if self.image_size is not None else self.data_size
         for patch in AUTOMATIC_PATCHES:
             if all(side % patch == 0 and side // patch >= AUTOMATIC_UNITS for side in sides):
                 return patch, patch
         return usual
 
-    def _create(self, size: tuple[int, int], patch: tuple[int, int] | None) -> Any:
-        options = dict(self.options)
-        for name, instead in OWN_OPTIONS.items():
-            if name in options:
-                raise RecipeError(f"{name} cannot be given here; {instead}", key="options")
+    def _built(self, size: tuple[int, int], patch: tuple[int, int] | None) -> Any:
+        arguments: dict[str, Any] = {"img_size": size}
         if patch is not None:
-            options["patch_size"] = patch
-        if not self.pretrained and not isinstance(skeleton(self.timm), VisionTransformerDistilled):
-            options.setdefault("global_pool", "")  # else timm moves the final norm behind a pooling that we never run
-        try:
-            return timm.create_model(
-                self.timm,
-                pretrained=self.pretrained,
-                img_size=size,
-                in_chans=self.channels,
-                num_classes=0,
-                drop_path_rate=self.drop_path,
-                **options,
-            )
-        except (TypeError, AttributeError, AssertionError, ValueError, RuntimeError, OSError) as problem:
-            where = f"{size[0]} x {size[1]} pixels, patches of {patch}, {dict(self.options)}"
-            reason = str(problem) or type(problem).__name__
-            raise RecipeError(f"timm cannot build '{self.timm}' with {where}: {reason}", key="options") from None
+            arguments["patch_size"] = patch
+        distilled = isinstance(skeleton(self.timm), VisionTransformerDistilled)
+        if not self.pretrained and not distilled and "global_pool" not in self.options:
+            arguments["global_pool"] = ""  # else timm moves the final norm behind a pooling that we never run
+        return self._create(OWN_OPTIONS, **arguments)
 
     def _grid(self) -> tuple[int, int]:
         rows, columns = self.model.patch_embed.grid_size
@@ -294,16 +250,3 @@ def _unfused(attention: nn.Module, seen: list[Tensor]) -> Iterator[None]:
     finally:
         attention.fused_attn = fused
         handle.remove()
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _raised(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
-    return max(size[0], LEAST_UNITS * patch[0]), max(size[1], LEAST_UNITS * patch[1])
-
-
-def _multiples(size: tuple[int, int], patch: tuple[int, int]) -> str:
-    nearest_sizes = [max(1, round(side / unit)) * unit for side, unit in zip(size, patch, strict=True)]
-    return f"{nearest_sizes[0]} x {nearest_sizes[1]}"

@@ -1,0 +1,137 @@
+"""What all adapters share: a timm model, built for images of one size that are cut into mask units.
+
+Shapes: B images, N mask units, C channels of an image, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import attrs
+import timm
+import torch
+from torch import Tensor, nn
+
+from maskzoo.errors import ContractError, RecipeError
+from maskzoo.mask import Mask
+from maskzoo.protocols import Need, define
+
+LEAST_UNITS = 4  # mask units a side, below which the data's own size is raised
+NOT_HERE = {"patch_drop_rate": "what is hidden is the mask's business"}  # options of timm that would get in the way
+
+
+@define
+class TimmBackbone(nn.Module):
+    """Subclass this for another family of timm models: set `model` and the sizes, write `adapts` and `forward`."""
+
+    name: ClassVar[str]
+    provides: ClassVar[frozenset[Need]] = frozenset({"features"})
+    dense: ClassVar[bool] = True
+    stage_dims: ClassVar[tuple[int, ...]] = ()
+
+    timm: str
+    image_size: int | tuple[int, int] | None = None  # None: the data's, raised to four mask units a side
+    channels: int = 3  # a run takes it from its data
+    data_size: tuple[int, int] = (224, 224)  # a run takes it from its data
+    drop_path: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.lt(1.0)])
+    pretrained: bool = False  # timm's weights, downloaded
+    options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm.create_model
+
+    def __attrs_pre_init__(self) -> None:
+        super().__init__()
+        self.model: Any = None  # the timm model
+        self.grid: tuple[int, int] = (0, 0)
+        self.dim = self.token_dim = self.prefix = 0
+
+    @classmethod
+    def adapts(cls, model: nn.Module) -> bool:
+        """Whether this adapter is the one for such a timm model."""
+        raise NotImplementedError
+
+    def stages(self, images: Tensor, mask: Mask | None = None) -> list[Tensor]:
+        """What each stage makes of each unit, for decoders that see several; nothing where `stage_dims` is empty."""
+        return []
+
+    def inspect(self, images: Tensor, block: int = -1) -> tuple[Tensor, Tensor | None]:
+        """The features of whole images [B, P + N, D], and no attention; only the last block can be asked for."""
+        if block != -1:
+            raise ContractError(f"'{self.timm}' shows its last features alone, not those of block {block}")
+        features: Tensor = self(images)
+        return features, None
+
+    def attention(self, images: Tensor) -> Tensor:
+        """Raises ContractError: there is no attention from one place to every unit."""
+        raise ContractError(f"'{self.timm}' has no attention that can be read")
+
+    # -------------------------------------------------------------------------------------------------------- building
+    def _sized(self, unit: tuple[int, int]) -> tuple[int, int]:
+        """The size of the images, which units of this size must cut; the data's raised if none was asked for."""
+        if self.channels < 1:
+            raise RecipeError(f"an image has at least one channel, got {self.channels}", key="channels")
+        size = pair(self.image_size) if self.image_size is not None else self._raised(unit)
+        if min(size) < 1:
+            raise RecipeError(f"must be at least 1 pixel, got {size[0]} x {size[1]}", key="image_size")
+        if any(side % step for side, step in zip(size, unit, strict=True)):
+            nearest = [max(1, round(side / step)) * step for side, step in zip(size, unit, strict=True)]
+            raise RecipeError(
+                f"an image of {size[0]} x {size[1]} pixels cannot be cut into patches of {unit[0]} x {unit[1]}; "
+                f"the nearest sizes are {nearest[0]} x {nearest[1]}",
+                key="image_size",
+            )
+        return size
+
+    def _raised(self, unit: tuple[int, int]) -> tuple[int, int]:
+        return max(self.data_size[0], LEAST_UNITS * unit[0]), max(self.data_size[1], LEAST_UNITS * unit[1])
+
+    def _create(self, refused: Mapping[str, str] = NOT_HERE, **arguments: Any) -> Any:
+        """The timm model, without a classifier; what timm finds wrong is said as an error of `options`."""
+        for name, instead in refused.items():
+            if name in self.options:
+                raise RecipeError(f"{name} cannot be given here; {instead}", key="options")
+        for name in arguments.keys() & self.options.keys():
+            raise RecipeError(f"{name} cannot be given here; it follows from the backbone's other keys", key="options")
+        arguments = {**arguments, **self.options}
+        try:
+            return timm.create_model(
+                self.timm,
+                pretrained=self.pretrained,
+                in_chans=self.channels,
+                num_classes=0,
+                drop_path_rate=self.drop_path,
+                **arguments,
+            )
+        except (TypeError, AttributeError, AssertionError, ValueError, RuntimeError, OSError) as problem:
+            told = ", ".join(f"{name} {value}" for name, value in arguments.items())
+            reason = str(problem) or type(problem).__name__
+            raise RecipeError(f"timm cannot build '{self.timm}' with {told}: {reason}", key="options") from None
+
+    # -------------------------------------------------------------------------------------------------------- checking
+    def _check(self, images: Tensor, mask: Mask | None = None) -> None:
+        """Raise ContractError for images or a mask of another shape than this backbone was built for."""
+        expected = (self.channels, *pair(self.image_size))  # type: ignore[arg-type]
+        if tuple(images.shape[1:]) != expected:
+            raise ContractError(f"'{self.timm}' was built for images {list(expected)}, got {list(images.shape[1:])}")
+        if mask is not None and mask.hidden.shape != (images.shape[0], math.prod(self.grid)):
+            expected_mask = [images.shape[0], math.prod(self.grid)]
+            raise ContractError(f"the mask is {list(mask.hidden.shape)}, but these images have patches {expected_mask}")
+
+    def _without_hidden(self, images: Tensor, mask: Mask) -> Tensor:
+        """The images with the hidden units' pixels zeroed, so that neither values nor gradients can carry them."""
+        size = images.shape[2:]
+        pixels = mask.hidden_on(self.grid, [side // units for side, units in zip(size, self.grid, strict=True)])
+        return torch.where(pixels.view(-1, 1, *size), 0.0, images)
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """A size along both dimensions."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def by_unit(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A map [B, h, w, D] as the tokens of each unit of a grid [B, N, h / rows * w / columns, D]."""
+    batch, height, width, dim = features.shape
+    rows, columns = grid
+    cut = features.reshape(batch, rows, height // rows, columns, width // columns, dim)
+    return cut.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1, dim)
