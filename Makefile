@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check fast slow clean
+.PHONY: train test check fast slow matrix matrix-table clean
 
 train: .venv/installed
 	$(BIN)/maskzoo train --masker clmae --schedule partner-neutral-adversary
@@ -19,6 +19,13 @@ fast: .venv/installed
 
 slow: .venv/installed
 	$(BIN)/python -m pytest --quiet --numprocesses 2 -m slow
+
+# Every strategy on every backbone under every objective; the tests hold every pair of them.
+matrix: .venv/installed
+	MASKZOO_MATRIX=1 $(BIN)/python -m pytest --quiet --numprocesses 2 tests/test_matrix.py
+
+matrix-table: .venv/installed
+	$(BIN)/python -m maskzoo.matrix docs/backbones.md
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -126,7 +126,7 @@ def _recipe(strategy: str, size: Size, setting: Setting) -> Recipe:
             "decoder_dim": size.decoder_dim,
             "decoder_depth": size.decoder_depth,
             "decoder_heads": size.decoder_heads,
-            "norm_pix": True,
+            "target": "norm_pixels",
         },
         "masking": {"strategy": strategy, "ratio": RATIO},
         "optimizer": {"use": "adamw", "lr": LR, "betas": list(BETAS), "weight_decay": WEIGHT_DECAY},

@@ -5,16 +5,24 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from torch import nn
 
 from maskzoo.backbones import skeleton
-from maskzoo.engine import Engine, Mover, choose_device, choose_precision, compile_blocks, recompute
+from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, RecipeError
+from maskzoo.matrix import unmet
 from maskzoo.processes import world
 from maskzoo.protocols import (
     Backbone,
@@ -29,15 +37,19 @@ from maskzoo.registry import Registry, nearest
 from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
 from maskzoo.train import Session
+from maskzoo.weights import load_weights
 
 MOST_POINTS = 20_001
 FUSED = ("adam", "adamw")  # torch's own, of which all parameters are moved in one go
 FIRST_SCALE = 2.0**14  # of an fp16 loss; torch's 2 ** 16 overflows in the first steps of most runs
 
 
-def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoch: int) -> Session:
+def build(
+    recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoch: int, resuming: bool = False
+) -> Session:
     """The live objects of a run on `dataset`, its weights drawn from the recipe's seed.
 
+    Where the run is `resuming` from a checkpoint, the weights to start from are not asked for any more.
     Raises RecipeError or ContractError, before any training, for whatever does not fit together.
     """
     train = recipe.train
@@ -48,7 +60,10 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(train.seed, "model"))
         backbone = make_backbone(recipe.backbone, dataset, registry)
-        objective: Any = make(registry, "objective", recipe.objective, "recipe.objective")
+        if recipe.weights is not None and not resuming:
+            load_weights(backbone, Path(recipe.weights))
+        classes = {} if dataset.classes is None else {"classes": len(dataset.classes)}
+        objective: Any = make(registry, "objective", recipe.objective, "recipe.objective", **classes)
         _set_up("recipe.objective", objective, backbone)
         torch.manual_seed(stream_seed(train.seed, "strategy"))  # so that every masker starts with the same model
         strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
@@ -70,7 +85,7 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
         if isinstance(part, Part) and part.curriculum is not None:
             check_range(part.curriculum, "recipe.masking.strategy: a part's curriculum", moments, -1.0, 1.0)
     ratio = schedule(recipe.masking.ratio, "recipe.masking.ratio")
-    least = check_ratio(ratio, strategy, math.prod(objective.backbone.grid), moments)
+    least_hidden, least_shown = check_ratio(ratio, strategy, objective, moments)
     curriculum = schedule(choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum", -1.0, 1.0)
     refuse_meaningless(curriculum, strategy, moments)
     lr = schedule(recipe.optimizer.lr, "recipe.optimizer.lr", 0.0)
@@ -110,7 +125,7 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
         objective=objective,
         strategy=strategy,
         teacher=teacher,
-        mover=make_mover(recipe.optimizer, [objective, *joint], "recipe.optimizer", engine),
+        mover=make_mover(recipe.optimizer, [objective, *joint], "recipe.optimizer", engine, backbone),
         strategy_mover=make_mover(own, alternate, "recipe.masking.optimizer", engine) if alternate else None,
         lr=lr,
         strategy_lr=strategy_lr,
@@ -121,7 +136,8 @@ def build(recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoc
         steps=steps,
         steps_in_epoch=steps_in_epoch,
         fingerprint=fingerprint(dataset),
-        least=least,
+        least_hidden=least_hidden,
+        least_shown=least_shown,
         accumulate=train.accumulate,
         strategy_every=recipe.masking.strategy_every,
     )
@@ -147,6 +163,12 @@ def make_engine(train: TrainRecipe) -> Engine:
 def prepare_blocks(objective: Any, strategy: Any, teacher: Teacher | None, train: TrainRecipe, engine: Engine) -> None:
     """Recompute, compile and shard the blocks as the recipe says; after this the objective is not copied any more."""
     if train.recompute:
+        parts = (part for block in blocks_of(objective) for part in block.modules())
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in parts):
+            raise RecipeError(
+                "recipe.train.recompute: this backbone has BatchNorms, whose running averages would move twice in a "
+                "step; leave it off"
+            )
         recompute(objective)
     if train.compile:
         for module in (objective, strategy):
@@ -157,10 +179,12 @@ def prepare_blocks(objective: Any, strategy: Any, teacher: Teacher | None, train
             engine.shard(teacher.module)
 
 
-def make_mover(recipe: OptimizerRecipe, modules: list[Any], path: str, engine: Engine) -> Mover:
-    """What moves the modules' parameters."""
+def make_mover(
+    recipe: OptimizerRecipe, modules: list[Any], path: str, engine: Engine, backbone: Any | None = None
+) -> Mover:
+    """What moves the modules' parameters; those of the `backbone`, if it is among them, by the rules of its layers."""
     scaler = torch.amp.GradScaler(engine.device.type, init_scale=FIRST_SCALE) if engine.precision == "fp16" else None
-    return Mover(make_optimizer(recipe, modules, path), recipe.clip, scaler)
+    return Mover(make_optimizer(recipe, modules, path, backbone), recipe.clip, scaler)
 
 
 def make_backbone(use: Use, dataset: Dataset, registry: Registry) -> Backbone:
@@ -232,26 +256,26 @@ def points(steps: int) -> list[float]:
 def check_needs(strategy: MaskingStrategy, objective: Objective, dataset: Dataset) -> None:
     """Refuse a strategy or an objective whose needs nobody here meets."""
     backbone = objective.backbone
-    met = {"teacher"} | set(backbone.provides) | set(objective.provides)
-    if dataset.classes is not None:
-        met.add("labels")
+    labels = ["labels"] if dataset.classes is not None else []
     for path, who, needs in (
         ("recipe.masking.strategy", f"strategy '{strategy.name}'", strategy.needs),
         ("recipe.objective", f"objective '{objective.name}'", objective.needs),
     ):
-        missing = sorted(set(needs) - met)
+        missing = unmet(needs, backbone.provides, objective.provides, labels)
         if missing:
             culprit = {"labels": f"data '{dataset.name}'", "patch_loss": f"objective '{objective.name}'"}
             provider = culprit.get(missing[0], f"backbone '{getattr(backbone, 'timm', backbone.name)}'")
             raise RecipeError(f"{path}: {who} needs {missing[0]}, which {provider} does not provide")
 
 
-def check_ratio(ratio: CurriculumSchedule, strategy: MaskingStrategy, patches: int, moments: list[float]) -> int:
-    """Refuse a ratio outside [0, 1), or a constant one that hides nothing or everything.
+def check_ratio(
+    ratio: CurriculumSchedule, strategy: MaskingStrategy, objective: Objective, moments: list[float]
+) -> tuple[int, int]:
+    """Refuse a ratio outside [0, 1), or a constant one that hides everything, or less than the objective needs.
 
-    Returns the least number of patches to hide and to show: 1 for a moving ratio, whose count is clamped to that.
+    Returns the least number of patches to hide and to show under a moving ratio, whose count is clamped to that.
     """
-    path = "recipe.masking.ratio"
+    path, patches = "recipe.masking.ratio", math.prod(objective.backbone.grid)
     values = sorted({ratio(progress) for progress in moments})
     if values[0] < 0 or values[-1] >= 1:
         wrong = values[0] if values[0] < 0 else values[-1]
@@ -260,13 +284,15 @@ def check_ratio(ratio: CurriculumSchedule, strategy: MaskingStrategy, patches: i
         counts = [strategy.count(value, patches) for value in values]
     except MaskZooError as problem:
         raise RecipeError(f"{path}: {problem}") from problem
-    if len(values) == 1 and not 0 < counts[0] < patches:
+    if len(values) > 1:
+        return objective.least_hidden, 1
+    if not objective.least_hidden <= counts[0] < patches:
         hides = "nothing" if counts[0] <= 0 else "everything"
+        least = "at least one must be hidden and one shown" if objective.least_hidden else "at least one must be shown"
         raise RecipeError(
-            f"{path}: strategy '{strategy.name}' hides {hides} at ratio {values[0]:g} of {patches} patches; at least "
-            "one must be hidden and one shown"
+            f"{path}: strategy '{strategy.name}' hides {hides} at ratio {values[0]:g} of {patches} patches; {least}"
         )
-    return 0 if len(values) == 1 else 1
+    return 0, 0
 
 
 def schedules_in(strategy: Any) -> list[CurriculumSchedule]:
@@ -281,14 +307,11 @@ def schedules_in(strategy: Any) -> list[CurriculumSchedule]:
     return found
 
 
-def make_optimizer(recipe: OptimizerRecipe, modules: list[Any], path: str) -> torch.optim.Optimizer:
+def make_optimizer(
+    recipe: OptimizerRecipe, modules: list[Any], path: str, backbone: Any | None = None
+) -> torch.optim.Optimizer:
     """One of timm's optimizers over the modules' trained parameters; no decay on vectors and biases."""
-    groups = [
-        group
-        for module in modules
-        for group in param_groups_weight_decay(module, recipe.weight_decay)
-        if group["params"]
-    ]
+    groups = [group for module in modules for group in parameter_groups(recipe, module, path, backbone)]
     options = dict(recipe.options)
     known = list_optimizers()
     if recipe.use not in known:
@@ -303,6 +326,35 @@ def make_optimizer(recipe: OptimizerRecipe, modules: list[Any], path: str) -> to
         return create_optimizer_v2(groups, opt=recipe.use, lr=0.0, **options)  # type: ignore[no-any-return]
     except (ValueError, TypeError, AssertionError, KeyError) as problem:
         raise RecipeError(f"{path}.options: {recipe.use} refuses them: {problem}") from problem
+
+
+def parameter_groups(recipe: OptimizerRecipe, module: Any, path: str, backbone: Any | None) -> list[dict[str, Any]]:
+    """A module's trained parameters, grouped by weight decay and, with layer decay, by layer of the backbone."""
+    place = next((f"{name}." if name else "" for name, part in module.named_modules() if part is backbone), None)
+    undecayed: set[str] = set()
+    if place is not None:
+        undecayed = {place + name for name in backbone.no_weight_decay()}  # type: ignore[union-attr]  # it was found
+    if recipe.layer_decay is None:
+        groups = param_groups_weight_decay(module, recipe.weight_decay, no_weight_decay_list=undecayed)
+        return [group for group in groups if group["params"]]
+    if place is None or backbone is None:
+        raise RecipeError(f"{path}.layer_decay: is for the backbone's layers, and there is none here")
+    if not isinstance(getattr(backbone, "model", None), nn.Module):
+        raise RecipeError(f"{path}.layer_decay: needs a timm model, which says what its layers are")
+    prefix = f"{place}model."
+    inside = {name.removeprefix(prefix) for name in undecayed}
+    layers = param_groups_layer_decay(
+        backbone.model, recipe.weight_decay, no_weight_decay_list=inside, layer_decay=recipe.layer_decay
+    )
+    for group in layers:
+        group["lr_scale"] *= recipe.layer_decay  # what is on top is one layer more
+    taken = {id(parameter) for group in layers for parameter in group["params"]}
+    rest: dict[bool, list[Any]] = {True: [], False: []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and id(parameter) not in taken:
+            rest[parameter.ndim > 1 and name not in undecayed].append(parameter)
+    tops = [{"params": rest[decayed], "weight_decay": recipe.weight_decay * decayed} for decayed in (False, True)]
+    return [group for group in [*layers, *tops] if group["params"]]
 
 
 def fingerprint(dataset: Dataset) -> str:

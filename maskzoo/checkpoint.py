@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -222,6 +223,21 @@ def _live(session: Session, *, whole: bool) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
+def objective_of(path: Path) -> dict[str, Tensor]:
+    """The parameters and buffers of the objective in a checkpoint, by name; RecipeError where it cannot be read."""
+    state = read(path)
+    if not path.is_dir():
+        return dict(state["state"]["objective"])
+    contents = _Reader(path / "shards").read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(about.size, dtype=about.properties.dtype)
+        for name, about in contents.items()
+        if name.startswith("objective.") and isinstance(about, TensorStorageMetadata)
+    }
+    _read_shards(tensors, path)
+    return {name.removeprefix("objective."): value for name, value in tensors.items()}
+
+
 # ------------------------------------------------------------------------------------------------- sharded checkpoints
 def _optimizer_state(session: Session) -> dict[str, Any]:
     step = ModelStep(session.objective, session.strategy)  # the module whose parameters the optimizer moves
@@ -246,15 +262,20 @@ def _save_shards(session: Session, folder: Path) -> None:
 def _load_shards(session: Session, state: dict[str, Any], folder: Path) -> None:
     """Load a sharded checkpoint, into any number of processes, the model sharded or whole."""
     shards = _shards(session)
-    with warnings.catch_warnings():  # torch warns that a single process is one
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        state_dict_loader.load(shards, storage_reader=_Reader(folder / "shards"), no_dist=processes.world() == 1)
+    _read_shards(shards, folder)
     set_model_state_dict(session.objective, shards["objective"])  # type: ignore[arg-type]
     step = ModelStep(session.objective, session.strategy)
     optimizer = {"state": shards["optimizer"], **state["optimizer"]}
     set_optimizer_state_dict(step, session.mover.optimizer, optim_state_dict=optimizer)
     if session.teacher is not None:
         set_model_state_dict(session.teacher.module, shards["teacher"])
+
+
+def _read_shards(wanted: dict[str, Any], folder: Path) -> None:
+    """Read these tensors of a sharded checkpoint, in place."""
+    with warnings.catch_warnings():  # torch warns that a single process is one
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        state_dict_loader.load(wanted, storage_reader=_Reader(folder / "shards"), no_dist=processes.world() == 1)
 
 
 class _Reader(FileSystemReader):

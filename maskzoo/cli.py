@@ -61,8 +61,11 @@ def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--masker", metavar="NAME", help="Masking strategy; see `maskzoo list strategies`."),
         click.option("--schedule", metavar="NAME", help="Curriculum of the masker, e.g. adversary or linear:0:-0.5."),
         click.option("--ratio", metavar="SHARE", help="Share of hidden patches: a number, or e.g. linear:0.5:0.75."),
-        click.option("--backbone", metavar="NAME", help="Any timm vision transformer, or a registered backbone."),
+        click.option(
+            "--backbone", metavar="NAME", help="Any timm model with a grid of features, or a registered backbone."
+        ),
         click.option("--objective", metavar="NAME", help="What the model learns by."),
+        click.option("--weights", metavar="PATH", help="A run or a file of weights, from which the backbone starts."),
         click.option("--data", metavar="NAME|FOLDER", help="A data set, or a folder of images."),
         click.option("--epochs", type=int, metavar="N", help="How often to see every image."),
         click.option("--batch-size", type=int, metavar="N", help="Images of a step."),
@@ -112,6 +115,7 @@ def changed(recipe: Path | None, registry: Registry, settings: tuple[str, ...], 
         "schedule": "masking.curriculum",
         "ratio": "masking.ratio",
         "objective": "objective",
+        "weights": "weights",
         "epochs": "train.epochs",
         "batch_size": "train.batch_size",
         "seed": "train.seed",
@@ -153,8 +157,12 @@ def _data(text: str, registry: Registry) -> Any:
 
 @main.command(name="list")
 @click.argument("kinds", nargs=-1, metavar="[KIND]...")
-def list_(kinds: tuple[str, ...]) -> None:
+@click.option("--matrix", is_flag=True, help="Which strategy goes with which backbone and objective.")
+def list_(kinds: tuple[str, ...], matrix: bool) -> None:
     """List what a recipe can name: strategies, schedules, backbones, objectives, datasets, evaluators, loggers."""
+    if matrix:
+        print_matrix()
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -176,6 +184,26 @@ def list_(kinds: tuple[str, ...]) -> None:
             theirs = f" [dim]({escape(owner.distribution)} {owner.version})[/dim]" if owner and not owner.ours else ""
             table.add_row(f"  {escape(name)}", escape(first_line(cls)) + theirs)
     Console().print(table)
+
+
+def print_matrix() -> None:
+    """Which strategy goes with which backbone and objective, a table for objectives that provide the same."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from maskzoo.matrix import matrices
+    from maskzoo.registry import Registry
+
+    console = Console()
+    for matrix in matrices(Registry()):
+        console.print(f"[bold]{', '.join(matrix.objectives)}[/bold]")
+        head, *rows = matrix.table
+        table = Table(*(Column(cell, no_wrap=True) for cell in head), box=None, pad_edge=False)
+        for name, *cells in rows:
+            shown = (cell if cell == "yes" else f"[dim]{cell.removeprefix('needs ')}[/dim]" for cell in cells)
+            table.add_row(name, *shown)
+        console.print(table, "")
+    console.print("yes, or what is missing there; a composite goes where all of its parts go", style="dim")
 
 
 @main.command()

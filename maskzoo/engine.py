@@ -22,7 +22,7 @@ from maskzoo.errors import ContractError, RecipeError
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-BACKBONE_METHODS = ("tokens", "inspect", "attention")  # what a strategy calls besides the backbone itself
+BACKBONE_METHODS = ("tokens", "inspect", "attention", "stages")  # what others call besides the backbone itself
 
 
 @attrs.frozen
@@ -59,7 +59,8 @@ class Engine:
         fully_shard(objective)
         # Whoever is called first becomes the root, and a strategy may ask the backbone before the objective is asked.
         objective.begin = lambda: None
-        register_fsdp_forward_method(objective, "begin")
+        for method in ("begin", "predict"):
+            register_fsdp_forward_method(objective, method)
         objective.begin()
         objective.reshard()  # else the optimizer would be given what was gathered for that call
 

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from maskzoo import checkpoint, processes
 from maskzoo.errors import MaskZooError, RecipeError
-from maskzoo.recipe import Recipe, plain_of, read, shown, write
+from maskzoo.recipe import Recipe, completed, plain_of, read, shown, write
 from maskzoo.registry import Registry
 from maskzoo.train import Session
 
@@ -52,14 +52,17 @@ class RunFolder:
         """Where the checkpoints are."""
         return self.path / "checkpoints"
 
-    def refuse_another(self, recipe: Mapping[str, Any]) -> None:
+    def refuse_another(self, recipe: Mapping[str, Any], registry: Registry) -> None:
         """Raise RecipeError if what is in this folder was made by another recipe, naming the keys that differ."""
         if not (self.path / "recipe.toml").exists():
             if self.path.exists() and not unused(self.path):
                 raise RecipeError(f"--resume: '{self.path}' holds something, but no run")
             return
-        # Through Recipe, so that a key which is newer than that run has its default there.
-        there, here = shown(plain_of(Recipe.from_plain(read(self.path / "recipe.toml")))), shown(recipe)
+        # Through Recipe, so that a key which is newer than that run has its default there; so have plugins' options,
+        # save those that are None here and so not written.
+        stored, here = plain_of(Recipe.from_plain(read(self.path / "recipe.toml"))), shown(recipe)
+        known = shown(stored)
+        there = {key: value for key, value in shown(completed(stored, registry)).items() if key in known or key in here}
         differing = [
             f"recipe.{key} is {there.get(key)!r} there and {here.get(key)!r} here"
             for key in sorted(there.keys() | here.keys())

@@ -90,6 +90,15 @@ class Mask:
         scores = scores.to(torch.float32)
         return cls(top.hidden, count, visibility=1.0 - scores, weights=scores, scores=scores)
 
+    def inverted(self) -> Mask:
+        """The mask that hides what this one shows, and shows what it hides."""
+        patches = self.hidden.shape[1]
+        return Mask(
+            ~self.hidden,
+            None if self.count is None else patches - self.count,
+            visibility=None if self.visibility is None else 1.0 - self.visibility,
+        )
+
     @functools.cached_property
     def visible_index(self) -> Tensor:
         """[B, V] int64: the visible patches of each image, in ascending order."""

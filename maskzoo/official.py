@@ -6,47 +6,62 @@ needed, only their state dictionaries.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from maskzoo.backbones.vit import VitBackbone
+from maskzoo.backbones.swin import SwinBackbone
+from maskzoo.backbones.vit import VitBackbone, sin_cos
 from maskzoo.errors import ContractError
 from maskzoo.objectives.reconstruct import Reconstruct
 from maskzoo.protocols import Backbone
 from maskzoo.registry import Registry
 
-Kind = Literal["mae", "cl-mae"]
+Kind = Literal["mae", "cl-mae", "simmim-swin"]
+Loaded = tuple[Reconstruct, Any | None]
 MASKER = "masking_net."
+ENCODER = "encoder."
+COMPUTED = ("attn_mask", "relative_position_index")  # of a Swin's blocks, which follow from its sizes
 
 
-def load(
-    state_dict: Mapping[str, Any],
-    kind: Kind,
-    *,
-    num_heads: int = 12,
-    decoder_num_heads: int = 16,
-    norm_pix: bool = False,
-    masker_heads: int = 4,
-) -> tuple[Reconstruct, Any | None]:
+def load(state_dict: Mapping[str, Any], kind: Kind, **options: Any) -> Loaded:
     """The objective, and the strategy if the method has one, that a published state dictionary holds.
 
-    `state_dict` maps names to tensors, or has such a mapping under "model". `num_heads`, `decoder_num_heads` and, for
-    "cl-mae", `masker_heads` are those of the attention layers; `norm_pix` says whether the target was normalised.
-    Images and grids are square. Raises ContractError where tensors are missing, left over, or of another shape.
+    `state_dict` maps names to tensors, or has such a mapping under "model". Images and grids are square. Options, by
+    kind, of what shapes do not tell:
+
+    "mae", "cl-mae": `num_heads` (12) and `decoder_num_heads` (16) of the attention layers; `norm_pix` (False), whether
+    the target was normalised; `masker_heads` (4) for "cl-mae".
+
+    "simmim-swin": nothing has to be said; `num_heads` (of each stage), `window_size` and `encoder_stride` are checked
+    against what is there. `image_size` is read off the windows, which a stage smaller than a window cuts, or off the
+    attention masks of published files. Where neither tells, the last stage is taken to be one window, as published,
+    until the encoder is given images of another size that whole windows cut: then it becomes one for these.
+
+    Raises ContractError for an option that the kind does not have, and where tensors are missing, left over, or of
+    another shape.
     """
-    loaders = {"mae": _load_mae, "cl-mae": _load_cl_mae}
+    loaders: dict[str, Callable[..., Loaded]] = {
+        "mae": _load_mae,
+        "cl-mae": _load_cl_mae,
+        "simmim-swin": _load_simmim_swin,
+    }
     if kind not in loaders:
         raise ContractError(f"no published kind '{kind}'; known: {', '.join(loaders)}")
-    state = dict(state_dict.get("model", state_dict))
-    return loaders[kind](state, num_heads, decoder_num_heads, norm_pix, masker_heads)
+    known = list(inspect.signature(loaders[kind]).parameters)[1:]
+    strange = sorted(options.keys() - set(known))
+    if strange:
+        raise ContractError(f"'{kind}' has no option {', '.join(strange)}; its options are {', '.join(known)}")
+    return loaders[kind](dict(state_dict.get("model", state_dict)), **options)
 
 
 def _load_mae(
-    state: dict[str, Tensor], num_heads: int, decoder_num_heads: int, norm_pix: bool, _: int
-) -> tuple[Reconstruct, None]:
+    state: dict[str, Tensor], *, num_heads: int = 12, decoder_num_heads: int = 16, norm_pix: bool = False
+) -> Loaded:
     if "decoder_embed.weight" not in state and "patch_embed.proj.weight" in state:
         raise ContractError("this checkpoint holds the encoder alone, without the decoder; take the one with both")
     _require(state, "patch_embed.proj.weight", "pos_embed", "decoder_embed.weight", "decoder_pos_embed")
@@ -72,7 +87,7 @@ def _load_mae(
         decoder_depth=decoder_depth,
         decoder_heads=decoder_num_heads,
         mlp_ratio=_mlp_ratio(state, "decoder_blocks.", decoder_dim, decoder_depth),
-        norm_pix=norm_pix,
+        target="norm_pixels" if norm_pix else "pixels",
     )
     objective.setup(cast(Backbone, backbone))
     decoder = ("decoder_", "mask_token")
@@ -82,12 +97,17 @@ def _load_mae(
 
 
 def _load_cl_mae(
-    state: dict[str, Tensor], num_heads: int, decoder_num_heads: int, norm_pix: bool, masker_heads: int
-) -> tuple[Reconstruct, Any]:
+    state: dict[str, Tensor],
+    *,
+    num_heads: int = 12,
+    decoder_num_heads: int = 16,
+    norm_pix: bool = False,
+    masker_heads: int = 4,
+) -> Loaded:
     masker = {name.removeprefix(MASKER): tensor for name, tensor in state.items() if name.startswith(MASKER)}
     _require(masker, "cls_token", "pos_embed", "mlp_head.1.weight", prefix=MASKER)
     rest = {name: tensor for name, tensor in state.items() if not name.startswith(MASKER)}
-    objective, _ = _load_mae(rest, num_heads, decoder_num_heads, norm_pix, masker_heads)
+    objective, _ = _load_mae(rest, num_heads=num_heads, decoder_num_heads=decoder_num_heads, norm_pix=norm_pix)
     dim, depth = masker["cls_token"].shape[2], _depth(masker, "blocks.")
     strategy: Any = Registry().find("strategy", "clmae")(
         depth=depth, heads=masker_heads, mlp_ratio=_mlp_ratio(masker, "blocks.", dim, depth)
@@ -97,6 +117,113 @@ def _load_cl_mae(
     masker["cls_token"] = masker["cls_token"] + masker.pop("pos_embed")[:, :1]
     _fill(strategy, masker)
     return objective, strategy
+
+
+def _load_simmim_swin(
+    state: dict[str, Tensor],
+    *,
+    num_heads: Sequence[int] | None = None,
+    window_size: int | None = None,
+    encoder_stride: int | None = None,
+    image_size: int | None = None,
+) -> Loaded:
+    _require(state, *(ENCODER + name for name in ("patch_embed.proj.weight", "mask_token")), "decoder.0.weight")
+    dim, channels, patch, _width = state[f"{ENCODER}patch_embed.proj.weight"].shape
+    depths = [_depth(state, f"{ENCODER}layers.{stage}.blocks.") for stage in range(_depth(state, f"{ENCODER}layers."))]
+    stride = patch << len(depths) - 1
+    tables = [
+        _found(state, f"{ENCODER}layers.{stage}.blocks.0.attn.relative_position_bias_table").shape
+        for stage in range(len(depths))
+    ]
+    windows = [(math.isqrt(rows) + 1) // 2 for rows, _ in tables]
+    heads = [count for _, count in tables]
+    _agree("num_heads", num_heads if num_heads is None else list(num_heads), heads)
+    _agree("encoder_stride", encoder_stride, stride)
+    if state["decoder.0.weight"].shape[0] != channels * stride**2:
+        rows, pixels = state["decoder.0.weight"].shape[0], f"{channels} x {stride} x {stride}"
+        raise ContractError(f"the checkpoint's shapes do not fit: its decoder gives {rows} values, not {pixels} pixels")
+    if window_size is not None and window_size < max(windows):
+        _agree("window_size", window_size, max(windows))
+    window = window_size or max(windows)
+    told = image_size or _swin_image(state, windows, window, patch)
+    backbone = SwinBackbone(
+        timm="swin_tiny_patch4_window7_224",
+        image_size=told or windows[-1] * stride,
+        window_size=window,
+        channels=channels,
+        options={
+            "patch_size": patch,
+            "embed_dim": dim,
+            "depths": depths,
+            "num_heads": heads,
+            "mlp_ratio": _mlp_ratio(state, f"{ENCODER}layers.0.blocks.", dim, depths[0]),
+            "qkv_bias": f"{ENCODER}layers.0.blocks.0.attn.qkv.bias" in state,
+        },
+    )
+    objective = Reconstruct(decoder="linear", loss="l1", target="pixels")
+    objective.setup(cast(Backbone, backbone))
+    _fill(
+        objective,
+        dict(
+            _simmim_named(name, tensor, channels, stride)
+            for name, tensor in state.items()
+            if not name.endswith(COMPUTED)
+        ),
+    )
+    if told is None:
+        backbone.register_forward_pre_hook(_fit_images)
+    return objective, None
+
+
+def _simmim_named(name: str, tensor: Tensor, channels: int, stride: int) -> tuple[str, Tensor]:
+    """A tensor under our name: stages begin, rather than end, by merging patches; pixels go row, column, channel."""
+    if name == f"{ENCODER}mask_token":
+        return "backbone.mask_token", tensor.flatten()
+    if name.startswith("decoder.0."):  # a 1x1 convolution before a pixel shuffle, which goes channel, row, column
+        shuffled = tensor.reshape(channels, stride, stride, -1).permute(1, 2, 0, 3).reshape(tensor.shape[0], -1)
+        return f"decoder_pred.{name.removeprefix('decoder.0.')}", shuffled.squeeze(1) if tensor.ndim == 1 else shuffled
+    name = re.sub(r"layers\.(\d+)\.downsample", lambda found: f"layers.{int(found[1]) + 1}.downsample", name)
+    return f"backbone.model.{name.removeprefix(ENCODER)}", tensor
+
+
+def _swin_image(state: Mapping[str, Tensor], windows: Sequence[int], window: int, patch: int) -> int | None:
+    """Pixels a side of the images, if a stage tells: by its attention masks, or by its windows, cut to its own size."""
+    told = {cut * (patch << stage) for stage, cut in enumerate(windows) if cut < window}
+    for stage, whole in enumerate(windows):
+        masks = [state[name] for name in state if re.fullmatch(rf"{ENCODER}layers\.{stage}\..*attn_mask", name)]
+        told |= {math.isqrt(len(mask)) * whole * (patch << stage) for mask in masks}  # [windows, w * w, w * w] each
+    if len(told) > 1:
+        sides = ", ".join(str(side) for side in sorted(told))
+        raise ContractError(
+            f"the checkpoint does not fit: with windows of {window}, its stages are of images of {sides} pixels a side"
+        )
+    return next(iter(told), None)
+
+
+def _fit_images(backbone: SwinBackbone, given: tuple[Any, ...]) -> None:
+    """Make a Swin, whose positions are all relative, one for images of this size, if whole windows cut its last stage.
+
+    It refuses the others itself.
+    """
+    height, width = given[0].shape[2:]
+    window = cast(int, backbone.window_size)
+    units = height / backbone.patch_size[0], width / backbone.patch_size[1]
+    if (height, width) == backbone.image_size or any(side % window for side in units):
+        return
+    backbone.model.set_input_size(img_size=(height, width), window_size=window)
+    backbone.image_size, backbone.grid = (height, width), (int(units[0]), int(units[1]))
+    position = sin_cos(backbone.grid, backbone.token_dim)
+    backbone.register_buffer("_position", position.to(given[0].device), persistent=False)
+
+
+def _agree(option: str, said: Any, there: Any) -> None:
+    if said is not None and said != there:
+        raise ContractError(f"the checkpoint does not fit: {option} is {there} there, not {said}")
+
+
+def _found(state: Mapping[str, Tensor], name: str) -> Tensor:
+    _require(state, name)
+    return state[name]
 
 
 def _require(state: Mapping[str, Tensor], *names: str, prefix: str = "") -> None:

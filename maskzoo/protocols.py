@@ -61,7 +61,8 @@ class MaskingContext:
     seed: int = 0
     step: int = 0
     stream: str = ""  # which part of a composite draws; parts must not share their noise
-    least: int = 0  # patches that must be hidden, and that must be shown: 1 under a moving ratio
+    least_hidden: int = 0  # patches to hide and to show at the least, where a moving ratio might leave none
+    least_shown: int = 0
     share: int = 0  # which of the equal `shares` of the global batch these images are: one a process and micro-batch
     shares: int = 1
 
@@ -112,7 +113,7 @@ class MaskingContext:
             raise ContractError(
                 f"strategy '{strategy.name}' would hide {count} of {self.patches} patches at ratio {self.ratio:g}"
             )
-        return attrs.evolve(self, count=min(max(count, self.least), self.patches - self.least))
+        return attrs.evolve(self, count=min(max(count, self.least_hidden), self.patches - self.least_shown))
 
     def part(self, index: int, factor: float) -> MaskingContext:
         """The context of part `index` of a composite: draws of its own, and the factor of its own curriculum."""
@@ -368,9 +369,13 @@ class Backbone(Protocol):
         ...
 
     def stages(self, images: Tensor, mask: Mask | None = None) -> list[Tensor]:
-        """What each stage of the encoder makes of each unit, [B, V or N, stage_dims[i]], in the order of the latent:
-        for decoders of encoders whose early stages see what the last one has lost.
+        """What each stage of the encoder makes of each unit, [B, V or N, stage_dims[i]], in the order of the latent,
+        which is the last of them: for decoders of encoders whose early stages see what the last one has lost.
         """
+        ...
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters, other than vectors, that the encoder's authors do not decay."""
         ...
 
     def tokens(self, images: Tensor) -> Tensor:
@@ -416,6 +421,11 @@ class Objective(Protocol):
         """ "labels", "teacher"."""
         ...
 
+    @property
+    def least_hidden(self) -> int:
+        """The least number of hidden patches from which there is something to learn: 0 or 1."""
+        ...
+
     def setup(self, backbone: Backbone) -> None:
         """Take the backbone and build what depends on its sizes; called once."""
         ...
@@ -424,6 +434,10 @@ class Objective(Protocol):
         self, images: Tensor, mask: Mask, labels: Tensor | None = None, teacher: Objective | None = None
     ) -> Outcome:
         """The outcome of images [B, C, *size] under the mask, losses in float32."""
+        ...
+
+    def predict(self, images: Tensor) -> Tensor | None:
+        """Scores of the classes [B, K] float32 of whole images [B, C, *size]; None: it tells no class."""
         ...
 
     def picture(self, images: Tensor, mask: Mask) -> tuple[Tensor, str] | None:
@@ -515,6 +529,10 @@ class Encoder(Protocol):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] float32 of prepared images [B, C, H, W]."""
+        ...
+
+    def predictions(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor] | None:
+        """Scores of the classes [M, K] from the model's own classifier, and labels [M]; None without either."""
         ...
 
     def features(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor | None]:

@@ -32,6 +32,14 @@ from maskzoo.registry import Kind, Registry, indefinite, nearest
 Use = str | float | Mapping[str, Any]
 T = TypeVar("T")
 positive = attrs.validators.gt(0)
+KIND_OF_KEY: Mapping[str, Kind] = {  # what is named at a key of a recipe; elsewhere it is a schedule
+    "data": "dataset",
+    "backbone": "backbone",
+    "objective": "objective",
+    "strategy": "strategy",
+    "evaluation": "evaluator",
+    "loggers": "logger",
+}
 
 
 @attrs.frozen
@@ -42,6 +50,9 @@ class OptimizerRecipe:
     lr: Use = attrs.field(factory=lambda: {"use": "cosine", "start": 1.5e-3, "end": 5e-4, "warmup": 0.05})  # absolute
     weight_decay: float = attrs.field(default=0.05, validator=attrs.validators.ge(0))  # not on vectors and biases
     betas: tuple[float, float] = (0.9, 0.95)
+    layer_decay: float | None = attrs.field(  # rate of each layer of the backbone to that of the next; None: all alike
+        default=None, validator=attrs.validators.optional(attrs.validators.and_(positive, attrs.validators.le(1.0)))
+    )
     clip: float | None = attrs.field(  # the largest norm of the whole gradient; None: no limit
         default=None, validator=attrs.validators.optional(positive)
     )
@@ -120,15 +131,16 @@ class Recipe:
             "options": {"embed_dim": 48, "depth": 4, "num_heads": 4},
         }
     )
+    weights: str | None = None  # a run, a checkpoint or a file of weights, from which the backbone starts
     objective: Use = attrs.field(
-        factory=lambda: {"use": "reconstruct", "decoder_dim": 32, "decoder_depth": 2, "norm_pix": False}
+        factory=lambda: {"use": "reconstruct", "decoder_dim": 32, "decoder_depth": 2, "target": "pixels"}
     )
     masking: MaskingRecipe = attrs.field(factory=MaskingRecipe)
     optimizer: OptimizerRecipe = attrs.field(factory=OptimizerRecipe)
     teacher: TeacherRecipe = attrs.field(factory=TeacherRecipe)
     augment: AugmentRecipe = attrs.field(factory=AugmentRecipe)
     train: TrainRecipe = attrs.field(factory=TrainRecipe)
-    evaluation: tuple[Use, ...] = ("knn",)
+    evaluation: tuple[Use, ...] = ("knn", "classifier")
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Recipe:
@@ -137,9 +149,24 @@ class Recipe:
         What a plugin makes of its own options is checked when it is built, by `make`.
         """
         try:
-            return _plain_converter().structure(plain, cls)
+            return _plain_converter().structure(_of_today(plain), cls)
         except Exception as problem:
             raise RecipeError("\n".join(_sentences(problem, "recipe"))) from problem
+
+
+def _of_today(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Plain values in which what an older MaskZoo called otherwise has its name of today.
+
+    The objective `reconstruct` had norm_pix in place of a target.
+    """
+    objective = plain.get("objective") if isinstance(plain, Mapping) else None
+    if not isinstance(objective, Mapping) or "target" in objective:
+        return plain
+    named, norm_pix = str(objective.get("use")).split(":")[0], objective.get("norm_pix")
+    if named != "reconstruct" or not isinstance(norm_pix, bool):
+        return plain
+    rest = {name: value for name, value in objective.items() if name != "norm_pix"}
+    return {**plain, "objective": {**rest, "target": "norm_pixels" if norm_pix else "pixels"}}
 
 
 def plain_of(recipe: Recipe) -> dict[str, Any]:
@@ -152,6 +179,27 @@ def plain_of(recipe: Recipe) -> dict[str, Any]:
         return {name: plain for name, plain in held.items() if plain is not None}
 
     return fields(recipe)  # type: ignore[no-any-return]
+
+
+def completed(plain: Any, registry: Registry, kind: Kind = "schedule") -> Any:
+    """A resolved recipe of an older MaskZoo, with the options that its plugins have got since at their defaults."""
+    if isinstance(plain, list | tuple):
+        return [completed(item, registry, kind) for item in plain]
+    if not isinstance(plain, Mapping):
+        return plain
+    cls = registry.classes(kind).get(str(plain.get("use")))
+    fields = attrs.fields(cls) if cls is not None and attrs.has(cls) else ()
+    newer = [field for field in fields if field.init and field.default is not attrs.NOTHING and field.name not in plain]
+    defaults = {
+        field.name: describe(field.default.factory() if hasattr(field.default, "factory") else field.default)
+        for field in newer
+        if not getattr(field.default, "takes_self", False)
+    }
+    held = {
+        name: completed(item, registry, kind if name == "parts" else KIND_OF_KEY.get(name, "schedule"))
+        for name, item in plain.items()
+    }
+    return {**defaults, **held}
 
 
 # ------------------------------------------------------------------------------------------------------ files and keys

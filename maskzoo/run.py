@@ -65,7 +65,9 @@ def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None =
 def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None, *, resume: bool) -> Path:
     # One process of a machine first: a data set may have to be fetched and unpacked.
     dataset: Dataset = processes.first_on_machine(lambda: make(registry, "dataset", recipe.data, "recipe.data"))
-    session = build(recipe, dataset, registry, steps_in_epoch=steps_in_epoch(dataset, recipe.train.batch_size))
+    in_epoch = steps_in_epoch(dataset, recipe.train.batch_size)
+    resuming = resume and out is not None and bool(checkpoint.found(RunFolder(out).checkpoints))
+    session = build(recipe, dataset, registry, steps_in_epoch=in_epoch, resuming=resuming)
     if session.device.type == "cpu":
         keep_memory()
     evaluators, loggers = (
@@ -82,7 +84,7 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
     }
     folder = RunFolder(out) if out is not None else RunFolder.claim(session)
     if resume:
-        folder.refuse_another(session.recipe)
+        folder.refuse_another(session.recipe, registry)
     with folder.locked(), stopping_by_signal(session):
         with folder.writing():
             resumed = folder.open(session, console, resume=resume)
@@ -91,7 +93,9 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
         if resumed:
             console.print(f"resumed at step {session.step} of {session.steps}", highlight=False)
 
-        encoder = WholeImages(session.objective.backbone, dataset, session.image_size, device=session.device)
+        encoder = WholeImages(
+            session.objective.backbone, dataset, session.image_size, device=session.device, classifier=session.objective
+        )
 
         several = Loggers(loggers if processes.first() else [], lambda sentence: _say(folder, sentence, console))
 

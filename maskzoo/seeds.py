@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -20,3 +23,14 @@ def stream_seed(seed: int, *role: object) -> int:
 def stream(seed: int, *role: object) -> torch.Generator:
     """A CPU generator at the beginning of that stream; on the CPU so that every device draws alike."""
     return torch.Generator().manual_seed(stream_seed(seed, *role))
+
+
+@contextmanager
+def numpy_seeded(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator inside, for libraries that know no other, and leave it as it was."""
+    before = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)

@@ -50,7 +50,8 @@ class Session:
     steps: int  # of the whole run
     steps_in_epoch: int
     fingerprint: str = ""  # of the training images, by which a resumed run knows them again
-    least: int = 0  # patches to hide and to show at the least: 1 under a moving ratio
+    least_hidden: int = 0  # patches to hide and to show at the least, where a moving ratio might leave none
+    least_shown: int = 0
     accumulate: int = 1  # micro-batches of a step, in this process
     strategy_every: int = 1  # steps from one step of the learners to the next
     step: int = 0  # the next one to do
@@ -198,7 +199,8 @@ def look(session: Session, batch: Batch, place: int = 0) -> MaskingContext:
         grid=tuple(session.objective.backbone.grid),
         seed=session.seed,
         step=session.step,
-        least=session.least,
+        least_hidden=session.least_hidden,
+        least_shown=session.least_shown,
         share=place * world() + rank(),
         shares=session.accumulate * world(),
     ).counted_by(session.strategy)

@@ -41,6 +41,11 @@ class Composite(Strategy):
         """The parts, as what they are."""
         return cast(list[Part], list(self.parts))
 
+    @property
+    def needs(self) -> frozenset[Any]:  # type: ignore[override]  # a class variable of most
+        """What any of the parts needs."""
+        return frozenset().union(*(part.strategy.needs for part in self.members))
+
     def __attrs_post_init__(self) -> None:
         if not self.parts:
             raise ValueError("parts: a composite needs at least one")
@@ -51,7 +56,6 @@ class Composite(Strategy):
         following = [part.strategy.default_curriculum for part in self.members if part.curriculum is None]
         # A composite is what its parts make it, so what other classes declare is here said of the instance.
         composite = cast(Any, self)
-        composite.needs = frozenset().union(*(part.strategy.needs for part in self.members))
         # With learners of both kinds each is still trained in its own way; the mask must then carry a gradient.
         composite.learning = "joint" if "joint" in learning else "alternate" if "alternate" in learning else "no"
         # The first part that knows a curriculum, and has none of its own, speaks for the others.

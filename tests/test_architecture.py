@@ -26,7 +26,7 @@ LEVELS = (
     {"registry"},
     {"recipe", "backbones", "objectives", "teacher", "testing", "engine"},
     {"train"},
-    {"build", "checkpoint"},
+    {"build", "checkpoint", "weights", "matrix"},
     {"official", "data", "evaluation", "pictures", "loggers", "diagnosis", "folder"},
     {"gallery", "display"},
     {"run"},
@@ -204,8 +204,10 @@ CONSTANT_INITIALISERS = {"zeros_", "ones_", "constant_", "eye_", "dirac_"}
 
 # Initial weights come from the global generator, which `build` has seeded. (file, function): what it may call.
 INITIAL_WEIGHTS: dict[tuple[str, str], set[str]] = {
-    ("maskzoo/objectives/reconstruct.py", "_initialise"): {"xavier_uniform_"},  # applied by `setup`
+    ("maskzoo/objectives/decoder.py", "_build_decoder"): {"normal_"},  # called by `setup`
+    ("maskzoo/objectives/decoder.py", "initialise"): {"xavier_uniform_"},  # applied by `setup`
     ("maskzoo/backbones/vit.py", "_initialise_as_mae"): {"xavier_uniform_", "normal_"},
+    ("maskzoo/backbones/vit.py", "new_mask_token"): {"trunc_normal_"},
 }
 # The global generator is seeded here, each time under `fork_rng`, for what cannot be given a generator.
 SEEDED = {
@@ -213,6 +215,7 @@ SEEDED = {
     "maskzoo/train.py",  # drop path and dropout
     "maskzoo/data/batches.py",  # torchvision's transforms
 }
+NUMPY_SEEDED = {"maskzoo/seeds.py"}  # numpy's, for timm's mixup
 
 
 def dotted(node: ast.expr) -> str:
@@ -257,6 +260,8 @@ class Draws(ast.NodeVisitor):
         root, dot, rest = dotted(node.func).partition(".")
         name = (self.names.get(root) or root) + dot + rest
         *where, called = name.split(".")
+        if name.startswith("numpy.random.") and self.path in NUMPY_SEEDED:
+            return
         if name.startswith(("numpy.random.", "torch.random.")) and called not in {"fork_rng", "manual_seed"}:
             self.found.append(f"{self.functions[-1]}: {name}")
         elif called == "manual_seed":

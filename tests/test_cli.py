@@ -95,7 +95,7 @@ def refused_training(*arguments: str) -> str:
         ('--set evaluation=["kn"]', "recipe.evaluation[0].use: no evaluator named 'kn'; did you mean 'knn'?"),
         (
             "--set backbone.options.dept=2",
-            "recipe.backbone.options: timm cannot build 'test_vit' with 32 x 32",
+            "recipe.backbone.options: timm cannot build 'test_vit' with img_size (32, 32), ",
         ),
         ("--set nonsense", "--set: expected KEY=VALUE, got 'nonsense'"),
         ("--set =3", "'' is no key; write it like train.epochs"),
@@ -188,8 +188,10 @@ def test_a_number_is_a_schedule_at_the_command_line_too(value: str):
 
 
 def test_a_backbone_that_cannot_be_masked_is_refused():
-    sentence = refused_training("--backbone", "resnet18")
-    assert sentence.startswith("recipe.backbone.timm: 'resnet18' is a ResNet, and no backbone adapter takes that")
+    sentence = refused_training("--backbone", "mixer_b16_224")
+    assert sentence.startswith(
+        "recipe.backbone.timm: 'mixer_b16_224' is a MlpMixer, and no backbone adapter takes that"
+    )
     assert "vit" in sentence
 
 
@@ -339,7 +341,7 @@ def test_data_may_be_a_folder_or_a_name(folder: Path):
 
 
 def test_an_item_of_a_default_list_can_be_set():
-    assert plain_values("--set", "evaluation[0].k=5")["evaluation"] == [{"use": "knn", "k": 5}]
+    assert plain_values("--set", "evaluation[0].k=5")["evaluation"] == [{"use": "knn", "k": 5}, "classifier"]
 
 
 def test_an_option_of_a_backbone_that_a_file_names_by_its_timm_name_can_be_set(folder: Path):

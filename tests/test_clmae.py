@@ -119,7 +119,7 @@ def half_textured(count: int, seed: int) -> Tensor:
 def test_a_partner_lowers_the_reconstruction_loss_and_an_adversary_raises_it(factor: float, direction: int):
     """The masker trained alone, against a model that stays as it is, on images half flat and half textured."""
     torch.manual_seed(0)
-    objective = tiny_objective(size=(16, 16), norm_pix=False)
+    objective = tiny_objective(size=(16, 16), target="pixels")
     for parameter in objective.parameters():
         parameter.requires_grad_(False)
     # A model that predicts the mean: flat patches cost nothing, textured ones their variance.

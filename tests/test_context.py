@@ -169,7 +169,7 @@ def test_an_objective_is_its_own_teacher_unless_another_is_given() -> None:
     ("ratio", "least", "count"), [(0.0, 1, 1), (1.0, 1, 15), (0.5, 1, 8), (0.0, 0, 0), (1.0, 0, 16)]
 )
 def test_a_moving_ratio_hides_and_shows_at_least_one(ratio: float, least: int, count: int) -> None:
-    context = attrs.evolve(context_on(4, 4, ratio=ratio), least=least)
+    context = attrs.evolve(context_on(4, 4, ratio=ratio), least_hidden=least, least_shown=least)
     assert context.counted_by(maskzoo_random.Random()).count == count
     assert maskzoo_random.Random().mask(context).count == count
 

@@ -149,6 +149,12 @@ def test_the_blocks_of_stages_are_found_and_not_the_stages():
     assert blocks_of(stages) == [block for each in stages for block in each]
 
 
+def test_blocks_whose_averages_would_move_twice_are_not_computed_twice():
+    options = {"layers": (2, 1, 1, 1), "channels": (8, 8, 16, 16)}
+    with pytest.raises(RecipeError, match=r"recipe\.train\.recompute: this backbone has BatchNorms"):
+        tiny_session(backbone={"timm": "resnet18", "options": options}, train={"recompute": True})
+
+
 def test_a_teacher_computes_with_its_own_weights_when_blocks_are_recomputed():
     session = tiny_session("attmask", train={"steps": 4, "recompute": True})
     for weight in session.objective.parameters():

@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import REGISTRY
 from torch import Tensor
 
-from maskzoo import ContractError, Mask, RecipeError
+from maskzoo import ContractError, Mask, Recipe, RecipeError
+from maskzoo.backbones.swin import SwinBackbone
 from maskzoo.backbones.vit import VitBackbone
+from maskzoo.objectives.hog import hog
 from maskzoo.objectives.reconstruct import Reconstruct, patchify, unpatchify
+from maskzoo.recipe import completed, make
 
 IMAGES = 3
 GRID = (3, 4)
@@ -28,10 +32,16 @@ HIDDEN = 8
 WIDTH = 32
 
 
-def build(seed: int = 0, channels: int = 3, backbone: dict[str, Any] | None = None, **options: Any) -> Reconstruct:
+def build(
+    seed: int = 0,
+    channels: int = 3,
+    backbone: dict[str, Any] | None = None,
+    kind: type[VitBackbone] = VitBackbone,
+    **options: Any,
+) -> Reconstruct:
     """A small objective in eval mode, its weights shaken so that nothing begins at zero."""
     torch.manual_seed(seed)
-    encoder = VitBackbone(
+    encoder = kind(
         **{
             "timm": "vit_tiny_patch16_224",
             "image_size": (GRID[0] * PATCH[0], GRID[1] * PATCH[1]),
@@ -51,10 +61,10 @@ def build(seed: int = 0, channels: int = 3, backbone: dict[str, Any] | None = No
 
 
 @functools.cache
-def shared(norm_pix: bool = True) -> Reconstruct:
+def shared(target: str = "norm_pixels") -> Reconstruct:
     """One build for all tests that change nothing."""
     with torch.random.fork_rng():
-        return build(norm_pix=norm_pix)
+        return build(target=target)
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
@@ -113,17 +123,17 @@ def test_the_normalised_target_has_the_unbiased_variance_of_each_patch(channels:
         pixels = patches[image, patch]
         variance = ((pixels - pixels.mean()) ** 2).sum() / (len(pixels) - 1)
         expected[image, patch] = (pixels - pixels.mean()) / math.sqrt(variance + 1e-6)
-    target = objective.target(images)
+    target = objective.targets(images)
     assert target.dtype == torch.float32
     np.testing.assert_allclose(target.numpy(), expected, rtol=1e-4, atol=1e-4)
     assert (target[0, 0] == 0).all()
 
 
 def test_the_plain_target_is_the_pixels_themselves():
-    objective = shared(False)
+    objective = shared("pixels")
     images = pictures(objective)
-    assert torch.equal(objective.target(images), patchify(images, PATCH))
-    assert objective.target(images.bfloat16()).dtype == torch.float32
+    assert torch.equal(objective.targets(images), patchify(images, PATCH))
+    assert objective.targets(images.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.filterwarnings("ignore:var")
@@ -132,21 +142,21 @@ def test_patches_of_one_value_have_a_finite_normalised_target_or_are_refused():
         objective = build(channels=1, backbone={"image_size": (3, 4), "patch_size": 1})
     except RecipeError:
         return
-    assert objective.target(pictures(objective)).isfinite().all()
+    assert objective.targets(pictures(objective)).isfinite().all()
 
 
 # ---------------------------------------------------------------------------------------------------------------- loss
-@pytest.mark.parametrize("norm_pix", [True, False])
+@pytest.mark.parametrize("target", ["norm_pixels", "pixels"])
 @pytest.mark.parametrize("mask", [some_hidden(), some_hidden(1), some_hidden(PATCHES), soft()], ids=range(4))
-def test_the_loss_is_the_weighted_mean_of_each_patchs_squared_error(norm_pix: bool, mask: Mask):
-    objective = shared(norm_pix)
+def test_the_loss_is_the_weighted_mean_of_each_patchs_squared_error(target: str, mask: Mask):
+    objective = shared(target)
     images = pictures(objective)
     with torch.no_grad():
         outcome = objective(images, mask)
     assert outcome.prediction.shape == (IMAGES, PATCHES, PATCH[0] * PATCH[1] * 3)
     assert outcome.prediction.isfinite().all()
     assert outcome.patch_loss.shape == (IMAGES, PATCHES)
-    prediction, target = outcome.prediction.double().numpy(), objective.target(images).double().numpy()
+    prediction, target = outcome.prediction.double().numpy(), objective.targets(images).double().numpy()
     total = weights = 0.0
     for image, patch in np.ndindex(IMAGES, PATCHES):
         error = sum((p - t) ** 2 for p, t in zip(prediction[image, patch], target[image, patch], strict=True))
@@ -172,18 +182,18 @@ def test_weights_of_ones_own_are_respected():
 def test_the_loss_does_not_look_at_the_target_of_visible_patches(monkeypatch: pytest.MonkeyPatch):
     objective = copy.deepcopy(shared())
     images, mask = pictures(objective), some_hidden()
-    target = objective.target(images)
+    target = objective.targets(images)
     with torch.no_grad():
         loss = objective(images, mask).loss
         for hidden_alone, same in [(False, True), (True, False)]:
             where = mask.hidden if hidden_alone else ~mask.hidden
             other = torch.where(where[..., None], target + 5, target)
-            monkeypatch.setattr(objective, "target", lambda images, other=other: other)
+            monkeypatch.setattr(objective, "targets", lambda images, other=other: other)
             assert torch.equal(objective(images, mask).loss, loss) == same
 
 
 def test_hidden_pixels_reach_the_target_and_nothing_else():
-    objective = shared(False)
+    objective = shared("pixels")
     images, mask = pictures(objective), some_hidden()
     pixels = hidden_pixels(mask)
     with torch.no_grad():
@@ -227,6 +237,156 @@ def test_a_mask_that_hides_nothing_has_a_finite_loss_or_is_refused():
     except ContractError:
         return
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("mask", [some_hidden(), soft()], ids=["hard", "soft"])
+@pytest.mark.parametrize("target", ["norm_pixels", "pixels", "hog"])
+def test_the_loss_may_be_the_absolute_difference(target: str, mask: Mask):
+    objective = build(loss="l1", target=target)
+    images = pictures(objective)
+    with torch.no_grad():
+        outcome = objective(images, mask)
+    apart = (outcome.prediction.double() - objective.targets(images).double()).abs().mean(dim=2)
+    torch.testing.assert_close(outcome.patch_loss.double(), apart, rtol=1e-5, atol=1e-6)
+    assert outcome.loss.item() == pytest.approx(((apart * mask.weights).sum() / mask.weights.sum()).item(), rel=1e-5)
+
+
+def test_gradients_of_the_image_are_a_target_that_makes_no_picture():
+    objective = build(target="hog", channels=2)
+    images, mask = pictures(objective), some_hidden()
+    with torch.no_grad():
+        outcome = objective(images, mask)
+    assert torch.equal(objective.targets(images), hog(images, PATCH))
+    assert outcome.prediction.shape == (IMAGES, PATCHES, 2 * 9)  # a cell of 8 x 4, with 9 bins a channel
+    expected = (outcome.prediction - hog(images, PATCH)).square().mean(dim=2)
+    torch.testing.assert_close(outcome.patch_loss, expected)
+    assert objective.picture(images, mask) is None
+
+
+# --------------------------------------------------------------------------------------------------------- linear head
+def small_swin(channels: int = 3) -> SwinBackbone:
+    options = {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 2]}
+    return SwinBackbone(image_size=(24, 32), window_size=4, channels=channels, options=options)
+
+
+def linear(encoder: Any, **options: Any) -> Reconstruct:
+    objective = Reconstruct(decoder="linear", **options)
+    objective.setup(encoder)
+    return objective.eval()
+
+
+def dense_vit() -> VitBackbone:
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    return VitBackbone(image_size=(24, 32), patch_size=8, options=options, mask_token=True)
+
+
+@pytest.mark.parametrize("mask", [some_hidden(), soft()], ids=["hard", "soft"])
+@pytest.mark.parametrize("encoder", [small_swin, dense_vit])
+def test_a_linear_head_maps_each_patchs_own_latent(encoder: Any, mask: Mask):
+    objective = linear(encoder())
+    assert {name for name, _ in objective.named_parameters() if not name.startswith("backbone.")} == {
+        "decoder_pred.weight",
+        "decoder_pred.bias",
+    }
+    images = pictures(objective)
+    outcome = objective(images, mask)
+    prefix = objective.backbone.prefix
+    assert outcome.latent.shape == (IMAGES, prefix + PATCHES, objective.backbone.dim)
+    assert outcome.decoder_input is outcome.latent
+    weight, bias = objective.decoder_pred.weight, objective.decoder_pred.bias
+    torch.testing.assert_close(outcome.prediction, outcome.latent[:, prefix:] @ weight.T + bias)
+    assert outcome.prediction.shape == (IMAGES, PATCHES, 8 * 8 * 3)
+    outcome.loss.backward()
+    assert all(p.grad.isfinite().all() and (p.grad != 0).any() for p in (weight, bias))
+    picture, _ = objective.picture(images, mask)
+    assert picture.shape == images.shape
+
+
+def test_a_linear_head_is_refused_where_hidden_patches_leave_no_latent():
+    with pytest.raises(RecipeError, match=r"drops hidden patches.*mask_token = true") as caught:
+        build(decoder="linear")
+    assert caught.value.key == "decoder"
+
+
+@pytest.mark.parametrize("decoder", ["linear", "transformer"])
+@pytest.mark.parametrize("encoder", [small_swin, dense_vit])
+def test_every_parameter_over_a_dense_encoder_gets_a_gradient(encoder: Any, decoder: str):
+    objective = Reconstruct(decoder=decoder, decoder_dim=16, decoder_depth=1)
+    objective.setup(encoder())
+    objective(pictures(objective), some_hidden()).loss.backward()
+    for name, parameter in objective.named_parameters():
+        assert parameter.grad is not None, f"{name}, which DDP would not forgive"
+
+
+def test_a_linear_head_learns_one_batch_by_heart():
+    torch.manual_seed(0)
+    objective = linear(small_swin(), loss="l1", target="pixels").train()
+    images, mask = pictures(objective, 2), some_hidden(6, 2)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = objective(images, mask).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] * 0.75  # a head that sees nothing stays near 0.8, the mean of |noise|
+
+
+# -------------------------------------------------------------------------------------------------------------- fusion
+class Staged(VitBackbone):
+    """A ViT without a class token that shows, as two stages, its embedding's first channels and its latent."""
+
+    stage_dims = (10, 24)
+
+    def stages(self, images: Tensor, mask: Mask | None = None) -> list[Tensor]:
+        patches = self.tokens(images)
+        early = patches if mask is None or mask.visibility is not None else mask.keep(patches)
+        return [early[..., :10], self(images, mask)]
+
+
+STAGED = {"options": {"embed_dim": 24, "depth": 1, "num_heads": 2, "class_token": False}}
+
+
+@pytest.mark.parametrize("mask", [some_hidden(), soft()], ids=["hard", "soft"])
+def test_what_several_stages_see_is_mapped_summed_and_normalised(mask: Mask):
+    objective = build(backbone=STAGED, kind=Staged)
+    images = pictures(objective)
+    outcome = objective(images, mask)
+    first, second = objective.backbone.stages(images, mask)
+    early, late = objective.fusion_maps
+    total = first @ early.weight.T + early.bias + second @ late.weight.T + late.bias
+    normalised = (total - total.mean(dim=2, keepdim=True)) / (
+        total.var(dim=2, correction=0, keepdim=True) + 1e-6
+    ).sqrt()
+    expected = normalised * objective.fusion_norm.weight + objective.fusion_norm.bias
+    torch.testing.assert_close(outcome.latent, expected, rtol=1e-4, atol=1e-5)
+    embedded = objective.decoder_embed(outcome.latent)
+    whole = mask.restore(embedded, objective.mask_token) + objective.decoder_pos_embed
+    torch.testing.assert_close(outcome.decoder_input, whole)
+    outcome.loss.backward()
+    assert all((p.grad != 0).any() for layer in (early, late, objective.fusion_norm) for p in layer.parameters())
+
+
+def test_without_fusion_the_decoder_sees_the_latent_alone():
+    objective = build(backbone=STAGED, kind=Staged, fusion=False)
+    images, mask = pictures(objective), some_hidden()
+    assert torch.equal(objective(images, mask).latent, objective.backbone(images, mask))
+
+
+def test_fusion_builds_nothing_without_stages_and_leaves_the_other_weights_as_they_were():
+    assert build(fusion=True).state_dict().keys() == build(fusion=False).state_dict().keys()
+    assert not [name for name in build().state_dict() if "fusion" in name]
+
+    def weights(fusion: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        objective = Reconstruct(decoder_dim=16, decoder_depth=1, fusion=fusion)
+        objective.setup(Staged(image_size=(24, 32), patch_size=8, **STAGED))
+        return objective.state_dict()
+
+    fused, plain = weights(True), weights(False)
+    assert plain.keys() < fused.keys()
+    assert all(torch.equal(fused[name], value) for name, value in plain.items())
 
 
 # ------------------------------------------------------------------------------------------------------------- decoder
@@ -381,14 +541,14 @@ def test_heads_must_be_at_least_one(heads: int):
 # ------------------------------------------------------------------------------------------------------------- picture
 def foresee(objective: Reconstruct, images: Tensor) -> None:
     """Let the decoder predict the target itself."""
-    target = objective.target(images)
+    target = objective.targets(images)
     prefix = torch.zeros(len(images), objective.backbone.prefix, target.shape[2])
     objective.decoder_pred.register_forward_hook(lambda *_: torch.cat([prefix, target], dim=1))
 
 
-@pytest.mark.parametrize("norm_pix", [True, False])
-def test_a_picture_keeps_visible_pixels_and_shows_the_prediction_elsewhere(norm_pix: bool):
-    objective = shared(norm_pix)
+@pytest.mark.parametrize("target", ["norm_pixels", "pixels"])
+def test_a_picture_keeps_visible_pixels_and_shows_the_prediction_elsewhere(target: str):
+    objective = shared(target)
     images, mask = pictures(objective) * 2 + 3, some_hidden()
     pixels = hidden_pixels(mask).expand_as(images)
     with torch.no_grad():
@@ -397,17 +557,17 @@ def test_a_picture_keeps_visible_pixels_and_shows_the_prediction_elsewhere(norm_
     assert picture.shape == images.shape
     assert torch.equal(picture[~pixels], images[~pixels])
     assert not torch.isclose(picture[pixels], images[pixels]).all()
-    assert bool(note) == norm_pix
-    if norm_pix:
+    assert bool(note) == (target == "norm_pixels")
+    if note:
         patches = patchify(images, PATCH)
         prediction = prediction * (patches.var(dim=2, keepdim=True) + 1e-6).sqrt() + patches.mean(dim=2, keepdim=True)
     expected = unpatchify(prediction, GRID, PATCH)
     torch.testing.assert_close(picture[pixels], expected[pixels], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm_pix", [True, False])
-def test_a_perfect_prediction_gives_the_image_back(norm_pix: bool):
-    objective = copy.deepcopy(shared(norm_pix))
+@pytest.mark.parametrize("target", ["norm_pixels", "pixels"])
+def test_a_perfect_prediction_gives_the_image_back(target: str):
+    objective = copy.deepcopy(shared(target))
     images, mask = pictures(objective) * 2 + 3, some_hidden()
     foresee(objective, images)
     with torch.no_grad():
@@ -417,9 +577,9 @@ def test_a_perfect_prediction_gives_the_image_back(norm_pix: bool):
 
 
 # ------------------------------------------------------------------------------------------------------------ learning
-@pytest.mark.parametrize("norm_pix", [True, False])
-def test_a_tiny_model_learns_one_batch_by_heart(norm_pix: bool):
-    objective = build(norm_pix=norm_pix, decoder_depth=2, decoder_dim=64).train()
+@pytest.mark.parametrize("target", ["norm_pixels", "pixels"])
+def test_a_tiny_model_learns_one_batch_by_heart(target: str):
+    objective = build(target=target, decoder_depth=2, decoder_dim=64).train()
     images, mask = pictures(objective, 2), some_hidden(6, 2)
     optimizer = torch.optim.Adam(objective.parameters(), lr=4e-3)
     losses = []
@@ -441,3 +601,58 @@ def test_two_builds_under_one_seed_are_equal_and_a_state_dict_makes_them_so():
     images, mask = pictures(third), some_hidden()
     with torch.no_grad():
         assert torch.equal(third(images, mask).loss, build(3)(images, mask).loss)
+
+
+# --------------------------------------------------------------------------------------------------------- old recipes
+@pytest.mark.parametrize(("norm_pix", "target"), [(True, "norm_pixels"), (False, "pixels")])
+@pytest.mark.parametrize("use", ["reconstruct", "reconstruct:16:1"])
+def test_a_recipe_that_says_norm_pix_means_a_target(norm_pix: bool, target: str, use: str):
+    said = {"use": use, "norm_pix": norm_pix, "decoder_depth": 1}
+    recipe = Recipe.from_plain({"objective": said})
+    assert recipe.objective == {"use": use, "target": target, "decoder_depth": 1}
+    assert make(REGISTRY, "objective", recipe.objective, "recipe.objective").target == target
+    assert said["norm_pix"] == norm_pix  # the caller's own values stay as they were
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"use": "reconstruct", "norm_pix": True, "target": "pixels"},
+        {"use": "reconstruct", "norm_pix": "yes"},
+        {"use": "distill", "norm_pix": True},
+    ],
+)
+def test_norm_pix_is_an_error_anywhere_else(objective: dict[str, Any]):
+    recipe = Recipe.from_plain({"objective": objective})
+    assert recipe.objective == objective
+    with pytest.raises(RecipeError, match="norm_pix"):
+        make(REGISTRY, "objective", recipe.objective, "recipe.objective")
+
+
+@pytest.mark.parametrize("objective", ["reconstruct", "distill", 3.0])
+def test_an_objective_that_is_only_named_is_left_as_it_is(objective: Any):
+    assert Recipe.from_plain({"objective": objective}).objective == objective
+
+
+def test_an_old_recipe_is_completed_by_the_options_that_came_since():
+    old = {
+        "objective": {"use": "reconstruct", "decoder_dim": 16, "target": "pixels"},
+        "masking": {
+            "ratio": {"use": "constant", "value": 0.5},
+            "strategy": {"use": "mix", "parts": [{"use": "attmask"}, {"use": "gone", "count": 3}]},
+        },
+        "optimizer": {"use": "adamw", "options": {"use": "anything"}},
+        "train": {"seed": 1},
+    }
+    new = completed(old, REGISTRY)
+    assert (
+        new["objective"] | {"decoder": "transformer", "fusion": True, "decoder_depth": 8, "loss": "mse"}
+        == (new["objective"])
+    )
+    assert (new["objective"]["decoder_dim"], new["objective"]["target"]) == (16, "pixels")
+    assert new["objective"]["decoder_heads"] is None
+    attmask, gone = new["masking"]["strategy"]["parts"]
+    assert attmask == {"use": "attmask", "hints": 0.0}
+    assert gone == {"use": "gone", "count": 3}
+    assert {name: new[name] for name in ("optimizer", "train")} == {name: old[name] for name in ("optimizer", "train")}
+    assert new["masking"]["ratio"] == {"use": "constant", "value": 0.5}

@@ -16,11 +16,13 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from helpers import TINY_BACKBONE, random_batches, state_of, tiny_session
 from torch import Tensor, nn
 
 from maskzoo import ContractError, Mask, RecipeError
-from maskzoo.backbones.vit import VitBackbone, sin_cos
+from maskzoo.backbones.vit import VitBackbone, sin_cos, with_mask_token
 from maskzoo.teacher import Teacher
+from maskzoo.train import train
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 4}
 GRID = (3, 4)
@@ -761,6 +763,178 @@ def test_a_state_dict_loads_into_timms_own_model():
     assert all(name.startswith("model.") for name in state)
     model = copy.deepcopy(backbone.model)
     model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()}, strict=True)
+
+
+# --------------------------------------------------------------------------------------------------------- mask tokens
+TOKEN_CASES = [*FAMILIES, DYNAMIC, REGISTERS, SIGLIP]
+every_token_case = pytest.mark.parametrize("case", TOKEN_CASES, ids=str)
+
+
+@functools.cache
+def with_token(case: Case) -> VitBackbone:
+    return build(case, mask_token=True)
+
+
+@every_token_case
+def test_behind_a_mask_token_nothing_hidden_reaches_the_latent_and_every_patch_stays(case: Case):
+    backbone = with_token(case)
+    images, mask = pictures(backbone), some_hidden(backbone)
+    with torch.no_grad():
+        latent = backbone(images, mask)
+        assert latent.shape == (IMAGES, case.prefix + PATCHES, case.dim)
+        assert latent.isfinite().all()
+        for value in (17.0, math.nan, -math.inf):
+            assert torch.equal(backbone(with_hidden_pixels(backbone, images, mask, value), mask), latent), value
+        shown = with_hidden_pixels(backbone, images, mask.inverted(), 0.0)
+        assert ((backbone(shown, mask) - latent).abs().amax(dim=2) > 1e-4).all()
+    assert backbone.dense
+    assert not VitBackbone.dense, "the class itself must stay as it was"
+
+
+@every_token_case
+def test_the_mask_token_stands_in_every_hidden_place_before_positions_are_added(case: Case):
+    backbone = with_token(case)
+    images, mask = pictures(backbone), some_hidden(backbone)
+    zeroed = with_hidden_pixels(backbone, images, mask, 0.0)  # through a convolutional stem, neighbours see zeros
+    with torch.no_grad():
+        seen = before_the_blocks(backbone, lambda: backbone(images, mask))
+        expected = before_the_blocks(backbone, lambda: backbone.model.forward_features(zeroed))
+        embedded = backbone.model.patch_embed(zeroed).reshape(IMAGES, PATCHES, -1)
+        patches = expected[:, case.prefix :]
+        patches[mask.hidden] += (backbone._mask_token - embedded)[mask.hidden]
+    torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
+
+
+@every_token_case
+def test_a_mask_token_gets_the_positions_of_its_place(case: Case):
+    backbone = with_token(case)
+    images, mask = pictures(backbone), some_hidden(backbone)
+
+    def covered(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        patches = output.reshape(IMAGES, PATCHES, -1).clone()
+        patches[mask.hidden] = backbone._mask_token
+        return patches.reshape(output.shape)
+
+    with torch.no_grad():
+        latent = backbone(images, mask)
+        handle = backbone.model.patch_embed.register_forward_hook(covered)
+        try:
+            whole = backbone.model.forward_features(with_hidden_pixels(backbone, images, mask, 0.0))
+        finally:
+            handle.remove()
+    assert torch.equal(latent, whole)
+
+
+@every_token_case
+def test_exchanging_two_patches_among_mask_tokens_is_more_than_exchanging_two_rows(case: Case):
+    backbone = with_token(case)
+    images = pictures(backbone)
+    hidden = torch.zeros(IMAGES, PATCHES, dtype=torch.bool)
+    hidden[:, [0, 4, 7]] = True
+    mask = Mask(hidden, 3)
+    with torch.no_grad():
+        latent, other = backbone(images, mask), backbone(exchanged(backbone, images), mask)
+        everything = backbone(images, some_hidden(backbone, PATCHES))
+    assert (other - rows_exchanged(backbone, latent, FIRST, SECOND, case.prefix)).abs().max() > 1e-3
+    assert torch.equal(everything[0], everything[1]), "nothing of an image is left"
+
+
+@every_token_case
+def test_gradients_behind_a_mask_token_are_finite_and_reach_it(case: Case):
+    backbone = with_token(case)
+    images, mask = pictures(backbone), some_hidden(backbone)
+    broken = with_hidden_pixels(backbone, images, mask, math.nan)
+    latent = backbone(broken, mask)
+    gradients = torch.autograd.grad((latent * uniform(*latent.shape, seed=5)).sum(), list(backbone.parameters()))
+    for (name, _), gradient in zip(backbone.named_parameters(), gradients, strict=True):
+        assert gradient.isfinite().all(), name
+        assert name != "_mask_token" or (gradient != 0).all()
+
+
+@every_token_case
+def test_a_soft_mask_blends_with_the_mask_token_and_without_doubt_is_a_hard_one(case: Case):
+    backbone = with_token(case)
+    images, mask = pictures(backbone), some_hidden(backbone)
+    chances = uniform(IMAGES, PATCHES, seed=3).requires_grad_()
+    soft = Mask.soft(chances, HIDDEN)
+    with torch.no_grad():
+        seen = before_the_blocks(backbone, lambda: backbone(images, soft))
+        expected = before_the_blocks(backbone, lambda: backbone.model.forward_features(images))
+        embedded = backbone.model.patch_embed(images).reshape(IMAGES, PATCHES, -1)
+        expected[:, case.prefix :] += chances[..., None] * (backbone._mask_token - embedded)
+        torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
+        visible = Mask.soft(torch.zeros(IMAGES, PATCHES), HIDDEN)
+        torch.testing.assert_close(backbone(images, visible), backbone(images), rtol=1e-6, atol=1e-6)
+        if not case.hybrid:  # through whose stem a soft mask lets every pixel
+            decided = Mask.soft(mask.hidden.float(), HIDDEN)
+            torch.testing.assert_close(backbone(images, decided), backbone(images, mask), rtol=1e-5, atol=1e-5)
+    latent = backbone(images, soft)
+    (gradient,) = torch.autograd.grad((latent * uniform(*latent.shape, seed=5)).sum(), chances)
+    assert gradient.isfinite().all()
+    assert (gradient != 0).all()
+
+
+def test_the_gradient_of_a_blend_is_what_a_patch_is_worth_over_the_mask_token():
+    tokens, token, weights = uniform(IMAGES, PATCHES, 5), uniform(5, seed=1), uniform(IMAGES, PATCHES, 5, seed=2)
+    chances = uniform(IMAGES, PATCHES, seed=3).requires_grad_()
+    blended = with_mask_token(tokens, Mask.soft(chances, HIDDEN), token)
+    (gradient,) = torch.autograd.grad((blended * weights).sum(), chances)
+    torch.testing.assert_close(gradient, ((token - tokens) * weights).sum(dim=2), rtol=1e-5, atol=1e-6)
+
+
+@every_token_case
+def test_a_mask_token_changes_nothing_else(case: Case):
+    size = (2 * case.patch, 2 * case.patch)
+    states, latents = [], []
+    for asked in (False, True):
+        torch.manual_seed(3)
+        backbone = VitBackbone(timm=case.timm, options=case.options, image_size=size, mask_token=asked).eval()
+        states.append(backbone.state_dict())
+        with torch.no_grad():
+            latents.append(torch.cat([backbone(pictures(backbone)), backbone.inspect(pictures(backbone))[0]]))
+    token = states[1].pop("_mask_token")
+    assert token.shape == (backbone.token_dim,)
+    assert 0.01 < token.std() < 0.03
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert torch.equal(*latents)
+
+
+@pytest.mark.parametrize("case", [PLAIN, DINOV3, MIXED], ids=str)
+def test_images_may_hide_different_numbers_of_patches_behind_a_mask_token(case: Case):
+    backbone = with_token(case)
+    images = pictures(backbone, 3)
+    hidden = torch.cat([some_hidden(backbone, count, 1).hidden for count in (2, 5, 11)])
+    with torch.no_grad():
+        together = backbone(images, Mask(hidden, None))
+        for number, count in enumerate((2, 5, 11)):
+            alone = backbone(images[number : number + 1], Mask(hidden[number : number + 1], count))
+            torch.testing.assert_close(alone[0], together[number], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [PLAIN, DYNAMIC, DINOV3], ids=str)
+def test_a_model_with_a_mask_token_can_be_copied_and_run_in_bfloat16(case: Case):
+    backbone = with_token(case)
+    images, mask = pictures(backbone), some_hidden(backbone)
+    with torch.no_grad():
+        latent = backbone(images, mask)
+        for twin in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone)), Teacher(backbone).module):
+            assert torch.equal(twin(images, mask), latent)
+            assert twin.dense
+        for asked in (mask, Mask.soft(uniform(IMAGES, PATCHES), HIDDEN)):
+            with torch.autocast("cpu", torch.bfloat16):
+                coarse = backbone(images, asked)
+            torch.testing.assert_close(coarse.float(), backbone(images, asked), rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize("strategy", ["random", {"use": "clmae", "depth": 1}], ids=["random", "clmae"])
+def test_a_run_moves_the_mask_token(strategy: Any):
+    session = tiny_session(strategy, backbone={**TINY_BACKBONE, "mask_token": True}, train={"steps": 2})
+    before = state_of(session.objective)
+    figures = list(train(session, random_batches(2)))
+    assert len(figures) == 2
+    assert all(math.isfinite(value) for step in figures for value in step.values())
+    assert not torch.equal(session.objective.backbone._mask_token, before["backbone._mask_token"])
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

@@ -13,9 +13,13 @@ from maskzoo.registry import nearest
 @hookimpl
 def maskzoo_backbones() -> list[type]:
     """The adapters that come with MaskZoo."""
+    from maskzoo.backbones.beit import BeitBackbone
+    from maskzoo.backbones.cnn import CnnBackbone
+    from maskzoo.backbones.hiera import HieraBackbone
+    from maskzoo.backbones.swin import SwinBackbone
     from maskzoo.backbones.vit import VitBackbone
 
-    return [VitBackbone]
+    return [VitBackbone, SwinBackbone, BeitBackbone, HieraBackbone, CnnBackbone]
 
 
 @functools.cache

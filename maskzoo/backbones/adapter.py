@@ -5,6 +5,7 @@ Shapes: B images, N mask units, C channels of an image, H height, W width.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -54,6 +55,10 @@ class TimmBackbone(nn.Module):
         """What each stage makes of each unit, for decoders that see several; nothing where `stage_dims` is empty."""
         return []
 
+    def no_weight_decay(self) -> set[str]:
+        """Vectors alone, as MAE has it."""
+        return set()
+
     def inspect(self, images: Tensor, block: int = -1) -> tuple[Tensor, Tensor | None]:
         """The features of whole images [B, P + N, D], and no attention; only the last block can be asked for."""
         if block != -1:
@@ -93,17 +98,23 @@ class TimmBackbone(nn.Module):
         for name in arguments.keys() & self.options.keys():
             raise RecipeError(f"{name} cannot be given here; it follows from the backbone's other keys", key="options")
         arguments = {**arguments, **self.options}
+        create = functools.partial(
+            timm.create_model,
+            self.timm,
+            pretrained=self.pretrained,
+            in_chans=self.channels,
+            num_classes=0,
+            **arguments,
+        )
         try:
-            return timm.create_model(
-                self.timm,
-                pretrained=self.pretrained,
-                in_chans=self.channels,
-                num_classes=0,
-                drop_path_rate=self.drop_path,
-                **arguments,
-            )
+            try:
+                return create(drop_path_rate=self.drop_path)
+            except TypeError as problem:
+                if "drop_path_rate" not in str(problem) or self.drop_path > 0:
+                    raise
+                return create()  # some know no drop path
         except (TypeError, AttributeError, AssertionError, ValueError, RuntimeError, OSError) as problem:
-            told = ", ".join(f"{name} {value}" for name, value in arguments.items())
+            told = ", ".join(f"{name} {value}" for name, value in arguments.items() if value != "")
             reason = str(problem) or type(problem).__name__
             raise RecipeError(f"timm cannot build '{self.timm}' with {told}: {reason}", key="options") from None
 

@@ -1,4 +1,4 @@
-"""Any timm vision transformer, shown its visible patches alone.
+"""Any timm vision transformer, shown its visible patches alone, or a learned token in place of each hidden one.
 
 Shapes: B images, N patches, V visible, P prefix tokens, D channels.
 """
@@ -42,8 +42,10 @@ class VitBackbone(TimmBackbone):
     init: Literal["timm", "mae"] = (
         "timm"  # initial weights: timm's, or MAE's (xavier-uniform, tokens of deviation 0.02)
     )
+    mask_token: bool = False  # hidden patches stay, as a learned token in place of each (SimMIM, arXiv 2111.09886)
 
     _position: ClassVar[Tensor | None]  # a buffer: positions for `tokens` where the model itself adds none
+    _mask_token: ClassVar[nn.Parameter]  # where `mask_token` asks for one
 
     def __attrs_post_init__(self) -> None:
         usual = self._usual_patch()
@@ -70,6 +72,9 @@ class VitBackbone(TimmBackbone):
         if self.init == "mae" and not self.pretrained:
             self._initialise_as_mae()
         self._place()
+        if self.mask_token:
+            self.dense = True  # type: ignore[misc]
+            self._mask_token = new_mask_token(self.token_dim)  # type: ignore[misc]
 
     @classmethod
     def adapts(cls, model: nn.Module) -> bool:
@@ -77,17 +82,20 @@ class VitBackbone(TimmBackbone):
         return isinstance(model, VisionTransformer | Eva)
 
     def forward(self, images: Tensor, mask: Mask | None = None) -> Tensor:
-        """The latent of images [B, C, H, W]: [B, P + V, D] under a hard mask, else [B, P + N, D].
+        """The latent of images [B, C, H, W]: [B, P + V, D] under a hard mask unless dense, else [B, P + N, D].
 
         Hidden pixels are zeroed before anything sees them, so that neither a convolutional stem nor a gradient can
         carry them, and hidden patches are dropped after the position is added. Under a soft mask every patch goes in,
-        scaled after the position is added.
+        scaled after the position is added. With a mask token a hidden patch is replaced by it before the position is
+        added, and under a soft mask blended with it.
         """
         if mask is None:
             return self._encode(*self._embed(images))
         self._check(images, mask)
         if mask.visibility is None:
             images = self._without_hidden(images, mask)
+        if self.mask_token:
+            return self._encode(*self._embed(images, mask))
         tokens, rope = self._embed(images)
         prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
         if mask.visibility is None:
@@ -114,7 +122,7 @@ class VitBackbone(TimmBackbone):
         tokens = self.model.norm_pre(tokens)
         for number, layer in enumerate(self.model.blocks[: position + 1]):
             if number == position and "attention" in self.provides:
-                with _unfused(layer.attn, seen):
+                with unfused(layer.attn, seen):
                     tokens = self._block(layer, tokens, rope, number)
             else:
                 tokens = self._block(layer, tokens, rope, number)
@@ -134,10 +142,17 @@ class VitBackbone(TimmBackbone):
         return rows[:, self.prefix :, self.prefix :].mean(dim=1)
 
     # ------------------------------------------------------------------------------------------------------- the parts
-    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[B, P + N, D] tokens with position, and the rotary table of models that have one."""
+    def _embed(self, images: Tensor, mask: Mask | None = None) -> tuple[Tensor, Tensor | None]:
+        """[B, P + N, D] tokens with position, and the rotary table of models that have one.
+
+        Under a mask, hidden patches are replaced by the mask token.
+        """
         self._check(images)
-        embedded = self.model._pos_embed(self.model.patch_embed(images))
+        patches = self.model.patch_embed(images)  # [B, N, D], or [B, h, w, D]
+        if mask is not None:
+            flat = patches.reshape(len(images), math.prod(self.grid), -1)
+            patches = with_mask_token(flat, mask, self._mask_token).reshape(patches.shape)
+        embedded = self.model._pos_embed(patches)
         return embedded if isinstance(embedded, tuple) else (embedded, None)
 
     def _encode(self, tokens: Tensor, rope: Tensor | None) -> Tensor:
@@ -239,8 +254,21 @@ def sin_cos(grid: tuple[int, ...], dim: int, key: str = "position") -> Tensor:
     return table.roll(dim // 2, dims=1)  # MAE's table begins with the columns, timm's with the rows
 
 
+def new_mask_token(dim: int) -> nn.Parameter:
+    """[dim], what is learned to stand where a token is hidden; a vector, which optimizers do not decay."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=0.02))
+
+
+def with_mask_token(tokens: Tensor, mask: Mask, token: Tensor) -> Tensor:
+    """`tokens` [B, N, D] with the hidden ones replaced by `token` [D]; under a soft mask blended by visibility."""
+    if mask.visibility is None:
+        return mask.cover(tokens, token)
+    visibility = mask.visibility[..., None]
+    return visibility * tokens + (1 - visibility) * token
+
+
 @contextmanager
-def _unfused(attention: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+def unfused(attention: nn.Module, seen: list[Tensor]) -> Iterator[None]:
     """Let this module compute its attention explicitly, and append it to `seen`: [B, heads, P + N, P + N]."""
     fused = attention.fused_attn
     handle = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[union-attr]

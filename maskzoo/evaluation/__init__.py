@@ -8,6 +8,7 @@ from maskzoo.hookspecs import hookimpl
 @hookimpl
 def maskzoo_evaluators() -> list[type]:
     """The evaluators that come with MaskZoo."""
+    from maskzoo.evaluation.classifier import Classifier
     from maskzoo.evaluation.knn import KNearestNeighbours
 
-    return [KNearestNeighbours]
+    return [KNearestNeighbours, Classifier]

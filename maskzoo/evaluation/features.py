@@ -32,6 +32,7 @@ class WholeImages:
         pooling: Pooling = "mean",
         batch_size: int = 256,
         device: torch.device | str | None = None,  # where the backbone is; None: where its parameters are
+        classifier: Any = None,  # an nn.Module and an Objective that may `predict` classes
     ) -> None:
         if pooling == "class" and backbone.prefix == 0:
             raise ContractError(
@@ -43,6 +44,7 @@ class WholeImages:
         self.size = size
         self.pooling = pooling
         self.batch_size = batch_size
+        self.classifier = classifier
         if device is None:
             device = next((parameter.device for parameter in backbone.parameters()), "cpu")
         self.device = torch.device(device)
@@ -62,26 +64,52 @@ class WholeImages:
 
         Images that cannot be read are left out; DataError if that leaves none.
         """
+        features, labels = [torch.empty(0, self.dim)], []
+        for some, told in self._prepared(split, images):
+            features.append(self(some))
+            labels += told
+        known = [label for label in labels if label is not None]
+        if len(known) < len(labels):
+            return torch.cat(features), None
+        return torch.cat(features), torch.tensor(known, dtype=torch.int64)
+
+    def predictions(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor] | None:
+        """Scores of the classes [M, K] float32 from the model's own classifier, and the labels [M].
+
+        Of the images that have a label; None where there is no classifier, or no label.
+        """
+        if self.classifier is None:
+            return None
+        scores, labels = [], []
+        for some, told in self._prepared(split, images):
+            with evaluating(self.classifier), torch.no_grad():
+                foretold = self.classifier.predict(some.to(self.device))
+            if foretold is None:
+                return None
+            known = [position for position, label in enumerate(told) if label is not None]
+            scores.append(foretold.to("cpu", torch.float32)[known])
+            labels += [label for label in told if label is not None]
+        return (torch.cat(scores), torch.tensor(labels, dtype=torch.int64)) if labels else None
+
+    def _prepared(self, split: Split, images: int | None) -> Iterator[tuple[Tensor, list[int | None]]]:
+        """Batches of prepared images [B, C, *size] with their labels; DataError if none can be read."""
         chosen = some_of(split, images)
-        features, labels, waiting = [torch.empty(0, self.dim)], [], []
+        waiting: list[tuple[Tensor, int | None]] = []
         problem: DataError | None = None
+        read = 0
         for position, index in enumerate(chosen, start=1):
             try:
                 sample = split[index]
             except DataError as error:
                 problem = problem or error
             else:
-                waiting.append(prepare(sample.image, self.size, self._mean, self._std))
-                labels.append(sample.label)
+                waiting.append((prepare(sample.image, self.size, self._mean, self._std), sample.label))
+                read += 1
             if waiting and (len(waiting) == self.batch_size or position == len(chosen)):
-                features.append(self(torch.stack(waiting)))
+                yield torch.stack([image for image, _ in waiting]), [label for _, label in waiting]
                 waiting = []
-        if problem is not None and not labels:
+        if problem is not None and not read:
             raise DataError(f"none of {len(chosen)} images can be read: {problem}")
-        known = [label for label in labels if label is not None]
-        if len(known) < len(labels):
-            return torch.cat(features), None
-        return torch.cat(features), torch.tensor(known, dtype=torch.int64)
 
 
 def some_of(split: Split, wanted: int | None) -> list[int]:

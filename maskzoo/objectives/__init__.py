@@ -8,6 +8,8 @@ from maskzoo.hookspecs import hookimpl
 @hookimpl
 def maskzoo_objectives() -> list[type]:
     """The objectives that come with MaskZoo."""
+    from maskzoo.objectives.distill import Distill
     from maskzoo.objectives.reconstruct import Reconstruct
+    from maskzoo.objectives.supervised import Classify, MaskSub
 
-    return [Reconstruct]
+    return [Reconstruct, Distill, Classify, MaskSub]

@@ -1,99 +1,75 @@
-"""Rebuild the pixels of hidden patches from the visible ones (MAE, arXiv 2111.06377).
+"""Rebuild hidden patches from the visible ones: pixels (MAE, arXiv 2111.06377; SimMIM, arXiv 2111.09886) or gradients.
 
-Shapes: B images, N patches, V visible, P prefix tokens, D channels of the encoder, E channels of the decoder.
+Shapes: B images, N patches, V visible, P prefix tokens, D channels of the encoder, E channels of the decoder, T values
+of a target.
 """
 
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import attrs
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from maskzoo.backbones.vit import sin_cos
 from maskzoo.errors import RecipeError
 from maskzoo.mask import Mask
-from maskzoo.protocols import Backbone, Need, Objective, Outcome, define
+from maskzoo.objectives.decoder import DecodingObjective, initialise
+from maskzoo.objectives.hog import features, hog
+from maskzoo.protocols import Backbone, Objective, Outcome, define
 
 
 @define
-class Reconstruct(nn.Module):
-    """Rebuild the pixels of hidden patches with a small transformer decoder, as MAE does."""
+class Reconstruct(DecodingObjective):
+    """Rebuild hidden patches with a small transformer decoder, as MAE does, or a linear map, as SimMIM does."""
 
     name: ClassVar[str] = "reconstruct"
-    provides: ClassVar[frozenset[Need]] = frozenset({"patch_loss"})
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
-    decoder_dim: int = attrs.field(default=512, validator=attrs.validators.ge(4))
-    decoder_depth: int = attrs.field(default=8, validator=attrs.validators.ge(0))
-    decoder_heads: int | None = attrs.field(  # None: about one for each 32 channels, as MAE's 16 for 512
-        default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
-    )
-    mlp_ratio: float = attrs.field(default=4.0, validator=attrs.validators.gt(0))
-    norm_pix: bool = True  # the target is each patch normalised by its own mean and variance
-
-    decoder_pos_embed: ClassVar[Tensor]  # a buffer
-
-    def __attrs_pre_init__(self) -> None:
-        super().__init__()
-
-    def __attrs_post_init__(self) -> None:
-        if self.decoder_dim % 4:
-            raise RecipeError(f"sin-cos positions need a multiple of 4, got {self.decoder_dim}", key="decoder_dim")
-        if self.decoder_heads is None:
-            most = max(1, self.decoder_dim // 32)
-            self.decoder_heads = next(heads for heads in range(most, 0, -1) if self.decoder_dim % heads == 0)
-        if self.decoder_dim % self.decoder_heads:
-            raise RecipeError(
-                f"{self.decoder_heads} heads do not divide the decoder's {self.decoder_dim} channels",
-                key="decoder_heads",
-            )
+    decoder: Literal["transformer", "linear"] = "transformer"  # "linear": of each patch's own latent; no decoder_*
+    loss: Literal["mse", "l1"] = "mse"
+    target: Literal["norm_pixels", "pixels", "hog"] = "norm_pixels"  # the first: by each patch's own mean and variance
+    fusion: bool = True  # where the encoder has several stages, rebuild from their sum, as Hiera's MAE (2306.00989)
 
     def setup(self, backbone: Backbone) -> None:
         """Take the backbone and build the decoder; the names of its parameters are those of published MAE weights."""
-        self.backbone = backbone
-        norm = partial(nn.LayerNorm, eps=1e-6)
-        block = partial(Block, mlp_ratio=self.mlp_ratio, qkv_bias=True, norm_layer=norm)
+        self.backbone = backbone  # type: ignore[misc]
         pixels = backbone.channels * math.prod(backbone.patch_size)
-        if self.norm_pix and pixels == 1:
-            raise RecipeError("a patch of a single value has no contrast to normalise by", key="norm_pix")
-        self.decoder_embed = nn.Linear(backbone.dim, self.decoder_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.decoder_dim))
-        self.decoder_blocks = nn.ModuleList(
-            block(self.decoder_dim, self.decoder_heads) for _ in range(self.decoder_depth)
-        )
-        self.decoder_norm = norm(self.decoder_dim)
-        self.decoder_pred = nn.Linear(self.decoder_dim, pixels)
-        prefix = torch.zeros(backbone.prefix, self.decoder_dim)  # prefix tokens have no place in the image
-        self.register_buffer(
-            "decoder_pos_embed", torch.cat([prefix, sin_cos(tuple(backbone.grid), self.decoder_dim)])[None]
-        )
-        nn.init.normal_(self.mask_token, std=0.02)
-        for layer in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
-            layer.apply(_initialise)
+        if self.target == "norm_pixels" and pixels == 1:
+            raise RecipeError("a patch of a single value has no contrast to normalise by; use 'pixels'", key="target")
+        values = features(backbone.channels, backbone.patch_size) if self.target == "hog" else pixels
+        if self.decoder == "transformer":
+            self._build_decoder(backbone, values)
+        elif backbone.dense:
+            self.decoder_pred = nn.Linear(backbone.dim, values)
+            initialise(self.decoder_pred)
+        else:
+            raise RecipeError(
+                f"a linear one rebuilds each patch from its own latent, and the backbone '{backbone.name}' drops "
+                "hidden patches; use 'transformer', or an encoder that keeps them, such as a Swin, or a ViT with "
+                "backbone.mask_token = true",
+                key="decoder",
+            )
+        if self.fusion and backbone.stage_dims:
+            self.fusion_maps = nn.ModuleList(nn.Linear(width, backbone.dim) for width in backbone.stage_dims)
+            self.fusion_norm = nn.LayerNorm(backbone.dim, eps=1e-6)
+            self.fusion_maps.apply(initialise)
 
     def forward(
         self, images: Tensor, mask: Mask, labels: Tensor | None = None, teacher: Objective | None = None
     ) -> Outcome:
         """Encode what is visible, rebuild all patches, and score them by the mask's weights.
 
-        `prediction` is [B, N, patch pixels * C], pixels in the order row, column, channel. Under a soft mask all N
-        patches come from the encoder, and no mask token is used.
+        `prediction` is [B, N, T]: of pixels, in the order row, column, channel. Under a soft mask all N patches come
+        from the encoder, and no mask token is used.
         """
-        latent = self.backbone(images, mask)
-        tokens = self.decoder_embed(latent)  # [B, P + V or N, E]
-        prefix, patches = tokens[:, : self.backbone.prefix], tokens[:, self.backbone.prefix :]
-        whole = torch.cat([prefix, mask.restore(patches, self.mask_token)], dim=1)  # [B, P + N, E]
-        decoder_input = whole + self.decoder_pos_embed
-        decoded = decoder_input
-        for block in self.decoder_blocks:
-            decoded = block(decoded)
-        prediction = self.decoder_pred(self.decoder_norm(decoded))[:, self.backbone.prefix :].float()
-        patch_loss = (prediction - self.target(images)).square().mean(dim=2)  # [B, N]
+        latent = self._encode(images, mask)
+        if self.decoder == "linear":
+            decoder_input = latent
+            prediction = self.decoder_pred(latent[:, self.backbone.prefix :]).float()
+        else:
+            decoder_input, prediction = self._decode(latent, mask)
+        difference = prediction - self.targets(images)
+        patch_loss = (difference.abs() if self.loss == "l1" else difference.square()).mean(dim=2)  # [B, N]
         return Outcome(
             loss=mask.mean(patch_loss),
             latent=latent,
@@ -102,25 +78,40 @@ class Reconstruct(nn.Module):
             prediction=prediction,
         )
 
-    def target(self, images: Tensor) -> Tensor:
-        """[B, N, patch pixels * C] float32: what the prediction is compared with."""
+    def targets(self, images: Tensor) -> Tensor:
+        """[B, N, T] float32: what the prediction is compared with."""
+        if self.target == "hog":
+            return hog(images, self.backbone.patch_size)
         patches = patchify(images.float(), self.backbone.patch_size)
-        if not self.norm_pix:
+        if self.target == "pixels":
             return patches
         mean, deviation = _moments(patches)
         return (patches - mean) / deviation
 
-    def picture(self, images: Tensor, mask: Mask) -> tuple[Tensor, str]:
-        """[B, C, H, W]: the images with their hidden patches rebuilt, and a word of warning if there is need of one."""
+    def picture(self, images: Tensor, mask: Mask) -> tuple[Tensor, str] | None:
+        """[B, C, H, W]: the images with their hidden patches rebuilt, and a word of warning if there is need of one.
+
+        None where gradients are rebuilt, which make no picture.
+        """
+        if self.target == "hog":
+            return None
         prediction = self(images, mask).prediction
         patches = patchify(images.float(), self.backbone.patch_size)
         note = ""
-        if self.norm_pix:
+        if self.target == "norm_pixels":
             mean, deviation = _moments(patches)
             prediction = prediction * deviation + mean
-            note = "rebuilt patches borrow their true mean and contrast, which the model does not predict (norm_pix)"
+            note = "rebuilt patches borrow their true mean and contrast, which the model does not predict (norm_pixels)"
         rebuilt = unpatchify(mask.cover(patches, prediction), self.backbone.grid, self.backbone.patch_size)
         return rebuilt, note
+
+    def _encode(self, images: Tensor, mask: Mask) -> Tensor:
+        """The latent [B, P + V or N, D]: the encoder's own, or the normalised sum of what its stages say."""
+        if not (self.fusion and self.backbone.stage_dims):
+            return self.backbone(images, mask)
+        stages = zip(self.fusion_maps, self.backbone.stages(images, mask), strict=True)
+        mapped = [layer(stage) for layer, stage in stages]
+        return self.fusion_norm(torch.stack(mapped).sum(dim=0))  # type: ignore[no-any-return]
 
 
 def patchify(images: Tensor, patch: tuple[int, ...]) -> Tensor:
@@ -141,9 +132,3 @@ def unpatchify(patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -
 def _moments(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each patch, [B, N, 1] each, as MAE takes them (unbiased, plus 1e-6)."""
     return patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + 1e-6).sqrt()
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)

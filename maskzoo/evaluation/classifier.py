@@ -1,0 +1,28 @@
+"""How well the model's own classifier does, where it learns by labels.
+
+Shapes: M test images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from maskzoo.protocols import Dataset, Encoder, define
+
+
+@define
+class Classifier:
+    """Accuracy of the classifier that was trained with the encoder; nothing where the objective has none."""
+
+    name: ClassVar[str] = "classifier"
+
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
+        """Yield ("top1", the share of test images told right)."""
+        if dataset.classes is None or len(dataset.test) == 0:
+            return
+        foretold = encoder.predictions(dataset.test)
+        if foretold is None:
+            return
+        scores, labels = foretold  # [M, K], [M]
+        yield "top1", (scores.argmax(dim=1) == labels).double().mean().item()
