@@ -26,7 +26,7 @@ LEVELS = (
     {"registry"},
     {"recipe", "backbones", "objectives", "teacher", "testing", "engine"},
     {"train"},
-    {"build", "checkpoint", "weights", "matrix"},
+    {"build", "checkpoint", "weights", "matrix", "trained"},
     {"official", "data", "evaluation", "pictures", "loggers", "diagnosis", "folder"},
     {"gallery", "display"},
     {"run"},
