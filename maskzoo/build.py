@@ -33,7 +33,7 @@ from maskzoo.protocols import (
     Part,
 )
 from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, TrainRecipe, Use, describe, make, plain_of
-from maskzoo.registry import Registry, nearest
+from maskzoo.registry import Registry, indefinite, nearest
 from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
 from maskzoo.train import Session
@@ -64,6 +64,7 @@ def build(
             load_weights(backbone, Path(recipe.weights))
         classes = {} if dataset.classes is None else {"classes": len(dataset.classes)}
         objective: Any = make(registry, "objective", recipe.objective, "recipe.objective", **classes)
+        _refuse_other_classes(objective, dataset)
         _set_up("recipe.objective", objective, backbone)
         torch.manual_seed(stream_seed(train.seed, "strategy"))  # so that every masker starts with the same model
         strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
@@ -218,7 +219,7 @@ def _adapter(name: str, registry: Registry) -> str:
         if adapts is not None and adapts(model):
             return adapter
     raise RecipeError(
-        f"recipe.backbone.timm: '{name}' is a {type(model).__name__}, and no backbone adapter takes that; "
+        f"recipe.backbone.timm: '{name}' is {indefinite(type(model).__name__)}, and no backbone adapter takes that; "
         f"adapters: {', '.join(adapters)}"
     )
 
@@ -346,8 +347,9 @@ def parameter_groups(recipe: OptimizerRecipe, module: Any, path: str, backbone: 
     layers = param_groups_layer_decay(
         backbone.model, recipe.weight_decay, no_weight_decay_list=inside, layer_decay=recipe.layer_decay
     )
+    highest = max((group["lr_scale"] for group in layers), default=1.0)  # below 1 where a head that is not trained was
     for group in layers:
-        group["lr_scale"] *= recipe.layer_decay  # what is on top is one layer more
+        group["lr_scale"] *= recipe.layer_decay / highest  # what is on top is one layer more
     taken = {id(parameter) for group in layers for parameter in group["params"]}
     rest: dict[bool, list[Any]] = {True: [], False: []}
     for name, parameter in module.named_parameters():
@@ -381,6 +383,16 @@ def _set_up(path: str, made: Any, sizes: Any) -> None:
         raise RecipeError(f"{path}.{problem.key}: {problem}" if problem.key else f"{path}: {problem}") from problem
     except (MaskZooError, ValueError) as problem:
         raise RecipeError(f"{path}: {problem}") from problem
+
+
+def _refuse_other_classes(objective: Any, dataset: Dataset) -> None:
+    """Refuse an objective that was told another number of classes than the data have."""
+    told = getattr(objective, "classes", None)
+    if told is not None and dataset.classes is not None and told != len(dataset.classes):
+        raise RecipeError(
+            f"recipe.objective.classes: the data '{dataset.name}' have {len(dataset.classes)} classes, not {told}; "
+            "leave it open"
+        )
 
 
 def _refuse_lost_parameters(strategy: Any) -> None:

@@ -162,6 +162,19 @@ def _whole(norm: Tensor) -> Tensor:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
+@torch.no_grad()
+def average_statistics(module: nn.Module) -> None:
+    """Give all processes the mean of the running averages of each BatchNorm, which has seen its own images alone."""
+    if processes.world() == 1:
+        return
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    kept = [values for norm in norms for values in (norm.running_mean, norm.running_var) if values is not None]
+    if kept:
+        together = processes.average(torch.cat(kept))  # one exchange for all
+        for values, mean in zip(kept, torch.split(together, [len(values) for values in kept]), strict=True):
+            values.copy_(mean)
+
+
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The blocks that a network repeats, innermost first asked: items of a list or sequence, all of one class.
 

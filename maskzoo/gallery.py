@@ -24,6 +24,7 @@ from maskzoo.protocols import Batch, Dataset
 from maskzoo.train import Session, look
 
 SHOWN_IMAGES = 8
+SHOWN = ("images", "seen", "rebuilt")  # of a moment; the last only where something is rebuilt
 
 
 class Gallery:
@@ -80,7 +81,7 @@ class Gallery:
             mask = session.strategy.mask(context)
             picture = session.objective.picture(context.images, mask)
         images = self._restored(context.images)
-        rebuilt, self.note = (context.images, "") if picture is None else picture
+        rebuilt, self.note = (None, "") if picture is None else picture
         backbone = session.objective.backbone
         return Moment(
             step=session.step,
@@ -88,7 +89,7 @@ class Gallery:
             ratio=context.count / context.patches,
             images=images,
             seen=covered(images, mask, backbone.grid, backbone.patch_size),
-            rebuilt=self._restored(rebuilt),
+            rebuilt=None if rebuilt is None else self._restored(rebuilt),
         )
 
     def _images(self) -> Batch:
@@ -127,13 +128,15 @@ class Gallery:
         """Keep the moment's images as numbers too: a resumed run draws them again, and so may anybody."""
         self.folder.mkdir(parents=True, exist_ok=True)
         kept: dict[str, Any] = {
-            name: (getattr(moment, name) * 255).round().byte().cpu().numpy() for name in ("images", "seen", "rebuilt")
+            name: (images * 255).round().byte().cpu().numpy()
+            for name in SHOWN
+            if (images := getattr(moment, name)) is not None
         }
         kept |= {"factor": math.nan if moment.factor is None else moment.factor, "ratio": moment.ratio}
         numpy.savez_compressed(self._path(moment.step, ".npz"), **kept)
 
     def _kept(self, step: int) -> Moment:
         with numpy.load(self._path(step, ".npz")) as kept:
-            images = {name: torch.from_numpy(kept[name]).float() / 255 for name in ("images", "seen", "rebuilt")}
+            images = {name: torch.from_numpy(kept[name]).float() / 255 for name in SHOWN if name in kept}
             factor = float(kept["factor"])
             return Moment(step, None if math.isnan(factor) else factor, float(kept["ratio"]), **images)

@@ -28,7 +28,7 @@ class Moment:
     ratio: float
     images: Tensor
     seen: Tensor
-    rebuilt: Tensor
+    rebuilt: Tensor | None = None  # None: the objective rebuilds nothing that could be shown
 
     @property
     def caption(self) -> str:
@@ -55,9 +55,9 @@ def coloured(images: Tensor) -> Tensor:
 
 
 def draw_moment(moment: Moment, path: Path, note: str = "") -> None:
-    """One PNG of three rows: the images, what is seen of them, and what the model makes of that."""
-    rows = [moment.images, moment.seen, moment.rebuilt]
-    _draw(rows, list(ROW_TITLES), path, title=moment.caption.replace("\n", ", "), note=note)
+    """One PNG: the images, what is seen of them, and, if the model rebuilds any, what it makes of that."""
+    rows = [row for row in (moment.images, moment.seen, moment.rebuilt) if row is not None]
+    _draw(rows, list(ROW_TITLES[: len(rows)]), path, title=moment.caption.replace("\n", ", "), note=note)
 
 
 def draw_curriculum(moments: Sequence[Moment], path: Path, title: str, note: str = "") -> None:

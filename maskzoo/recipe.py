@@ -160,11 +160,13 @@ def _of_today(plain: Mapping[str, Any]) -> Mapping[str, Any]:
     The objective `reconstruct` had norm_pix in place of a target.
     """
     objective = plain.get("objective") if isinstance(plain, Mapping) else None
-    if not isinstance(objective, Mapping) or "target" in objective:
+    if not isinstance(objective, Mapping) or "norm_pix" not in objective:
         return plain
-    named, norm_pix = str(objective.get("use")).split(":")[0], objective.get("norm_pix")
-    if named != "reconstruct" or not isinstance(norm_pix, bool):
+    named, norm_pix = str(objective.get("use")).split(":")[0], objective["norm_pix"]
+    if named != "reconstruct":
         return plain
+    if "target" in objective or not isinstance(norm_pix, bool):
+        raise RecipeError('recipe.objective.norm_pix: is called target now, which is "norm_pixels" or "pixels"')
     rest = {name: value for name, value in objective.items() if name != "norm_pix"}
     return {**plain, "objective": {**rest, "target": "norm_pixels" if norm_pix else "pixels"}}
 

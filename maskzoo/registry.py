@@ -160,7 +160,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def indefinite(kind: str) -> str:
     """A kind with its article: a strategy, an objective."""
-    return f"{'an' if kind[0] in 'aeo' else 'a'} {kind}"
+    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}"
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from maskzoo.alarms import spread
-from maskzoo.engine import Engine, Mover, exchanging, refuse_unused
+from maskzoo.engine import Engine, Mover, average_statistics, exchanging, refuse_unused
 from maskzoo.errors import ContractError
 from maskzoo.mask import Mask
 from maskzoo.processes import gather, rank, world
@@ -106,6 +106,7 @@ def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, floa
         known = engine.fetched({**figures.means(), "stop asked": asked})
         session.stopping = known.pop("stop asked") > 0
         if finite(known, MODEL_FIGURES):
+            average_statistics(session.objective)  # type: ignore[arg-type]  # a module
             follow(session, now.progress, made)
         else:
             before.restore()  # the statistics of a BatchNorm have seen what was not finite

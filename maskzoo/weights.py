@@ -57,6 +57,8 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
         path = checkpoints[-1]
     if not path.exists():
         raise RecipeError(f"{key}: there is no '{path}'")
+    if path.is_dir() and not (path / "shards").is_dir():
+        raise RecipeError(f"{key}: the folder '{path}' is neither a run nor a checkpoint")
     if path.is_dir() or _is_ours(path):
         objective = checkpoint.objective_of(path)
         return {
@@ -66,6 +68,8 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
         state: Mapping[str, Any] = load_state_dict(str(path), use_ema=False)
     except Exception as problem:  # a file that is none fails in as many ways as there are formats
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        if "weights_only" in reason or isinstance(problem, pickle.UnpicklingError):
+            reason = "it is damaged, or holds more than tensors, numbers and texts"  # and is not to be run
         raise RecipeError(f"{key}: '{path}' cannot be read as a file of weights: {reason}") from problem
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 

@@ -1,8 +1,9 @@
 """A few steps of tiny runs, alone or as one of the processes that torchrun starts; prints what the steps gave.
 
 The one argument is JSON: a case, or several by name. A case is a recipe's sections, `strategy`, `do` (how many steps),
-and, where wanted, `folder` (save a checkpoint there at the end), `resume` (a checkpoint to go on from), and `poison`
-(the process in which a block gives NaN; then the case prints what is blamed).
+and, where wanted, `folder` (save a checkpoint there at the end), `resume` (a checkpoint to go on from), `poison`
+(the process in which a block gives NaN; then the case prints what is blamed), and `statistics` (print how far apart the
+running averages of BatchNorms are).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def figures_of(case: dict[str, Any]) -> list[dict[str, Any]]:
     case = dict(case)
     strategy, steps = case.pop("strategy"), case.pop("do")
     folder, resume, poison = (case.pop(name, None) for name in ("folder", "resume", "poison"))
+    statistics = case.pop("statistics", False)
     recipe = tiny_recipe(strategy, **case)
     dataset = noise_images(64)
     session = build(recipe, dataset, REGISTRY, steps_in_epoch=64 // recipe.train.batch_size)
@@ -51,6 +53,10 @@ def figures_of(case: dict[str, Any]) -> list[dict[str, Any]]:
     if poison is not None:
         return [{"culprit": culprit(session, poison, next(source))}]
     figures = list(itertools.islice(train(session, source), steps))
+    if statistics:
+        means = [part.running_mean for part in session.objective.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+        seen = processes.gather(torch.cat(means)[None])
+        return [{"moved": seen[0].abs().mean().item(), "apart": (seen - seen[:1]).abs().max().item()}]
     if folder is not None:
         checkpoint.save(session, Path(folder))
     return figures

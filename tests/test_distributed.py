@@ -45,6 +45,11 @@ CASES = {
     "attmask fsdp2 accumulated": case("attmask", parallel="fsdp2", accumulate=2),
 }
 
+RESNET = {"timm": "resnet18", "options": {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}}
+NORMED = {
+    f"normed {parallel}": {**case("random", parallel=parallel), "backbone": RESNET, "statistics": True}
+    for parallel in ("ddp", "fsdp2")
+}
 POISONED = {f"poisoned {parallel}": {**case("clmae", parallel=parallel), "poison": 1} for parallel in ("ddp", "fsdp2")}
 
 
@@ -56,7 +61,7 @@ def torchrun(cases: dict, processes: int = 2) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def together() -> dict[str, list[dict[str, float]]]:
-    done = torchrun({**CASES, **POISONED})
+    done = torchrun({**CASES, **POISONED, **NORMED})
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -96,6 +101,14 @@ def test_recomputed_activations_change_no_figure():
         torch.tensor([list(step.values()) for step in recomputed]),
         torch.tensor([list(step.values()) for step in kept]),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NORMED)
+def test_the_running_averages_of_all_processes_are_the_same(name: str, together):
+    (found,) = together[name]
+    assert found["moved"] > 0
+    assert found["apart"] == 0
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -19,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from maskzoo import ContractError, Mask, RecipeError
 from maskzoo.backbones.vit import VitBackbone
+from maskzoo.gallery import Gallery
 from maskzoo.objectives.supervised import Classify, MaskSub, statistics_kept
 from maskzoo.protocols import Batch
 from maskzoo.train import train
@@ -337,3 +339,18 @@ def test_its_resolved_recipe_builds_it_again():
     assert session.recipe["objective"]["classes"] == 3
     again = tiny_recipe(objective=session.recipe["objective"])
     assert attrs.asdict(again)["objective"] == session.recipe["objective"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "shown"), [("masksub", ["images", "seen"]), (None, ["images", "rebuilt", "seen"])]
+)
+def test_a_picture_shows_as_rebuilt_only_what_was(objective: str | None, shown: list[str], tmp_path: Path):
+    dataset = noise_images(labelled=True)
+    session = tiny_session(dataset=dataset, **({} if objective is None else {"objective": objective}))
+    gallery = Gallery(session, dataset, tmp_path, moments=1)
+    session.step = session.steps - 1
+    gallery.draw_if_due()
+    gallery.draw_all()
+    assert (tmp_path / "curriculum.png").exists()
+    with np.load(next(tmp_path.glob("step-*.npz"))) as kept:
+        assert sorted(set(kept.files) - {"factor", "ratio"}) == shown

@@ -1026,3 +1026,12 @@ def test_maes_initial_weights_are_xavier_uniform_and_its_tokens_of_deviation_002
         assert abs(weight.std() / (bound / 3**0.5) - 1) < 0.05
     assert not linear.bias.any()
     assert 0.015 < backbone.model.cls_token.std() < 0.025
+
+
+@pytest.mark.parametrize("pooling", ["map", "avg"])
+def test_a_pooling_that_is_never_run_is_not_trained(pooling: str):
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2, "global_pool": pooling}
+    backbone = VitBackbone(timm="vit_base_patch16_siglip_224", image_size=32, patch_size=8, options=options)
+    backbone(pictures(backbone), some_hidden(backbone)).square().sum().backward()
+    idle = [name for name, value in backbone.named_parameters() if value.requires_grad and value.grad is None]
+    assert not idle

@@ -199,3 +199,19 @@ def test_a_layer_decay_that_is_none_is_refused(decay: float):
 def test_a_learner_has_no_layers_to_decay():
     with pytest.raises(RecipeError, match=r"recipe\.masking\.optimizer\.layer_decay: is for the backbone's layers"):
         tiny_session("clmae", masking={"optimizer": {"layer_decay": 0.5}})
+
+
+def test_a_head_that_is_not_trained_is_no_layer():
+    backbone = {"timm": "convnext_atto", "image_size": 64}  # whose norm lies behind the map of features
+    session = tiny_session(
+        dataset=noise_images(labelled=True), backbone=backbone, objective="classify", optimizer={"layer_decay": 0.5}
+    )
+    scales = sorted({group.get("lr_scale", 1.0) for group in session.mover.optimizer.param_groups})
+    assert scales[-3:] == [0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("named", ["", "photos"])
+def test_a_folder_that_holds_no_weights_is_refused(named: str, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(RecipeError, match=r"^recipe\.weights: the folder '.*' is neither a run nor a checkpoint$"):
+        load_weights(vit(), tmp_path / named)

@@ -36,6 +36,7 @@ from maskzoo.backbones.vit import sin_cos
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.mask import Mask
 from maskzoo.protocols import define
+from maskzoo.registry import indefinite
 
 # What a masked convolution knows how to do with each kind of module, inside the networks that it takes.
 NETWORKS = (resnet.ResNet, convnext.ConvNeXt)
@@ -83,8 +84,8 @@ class CnnBackbone(TimmBackbone):
         usual = skeleton(self.timm)
         if not self.adapts(usual):
             raise RecipeError(
-                f"'{self.timm}' is a {type(usual).__name__}, whose features are not one map of a whole number of "
-                "positions, which the backbone 'cnn' needs",
+                f"'{self.timm}' is {indefinite(type(usual).__name__)}, whose features are not one map of a whole number "
+                "of positions, which the backbone 'cnn' needs",
                 key="timm",
             )
         self._sized((1, 1))  # refuses what no unit would make right

@@ -69,6 +69,10 @@ class VitBackbone(TimmBackbone):
         self.token_dim = self.model.embed_dim
         if not hasattr(self.model.blocks[-1], "attn") or not hasattr(self.model.blocks[-1].attn, "attn_drop"):
             self.provides = frozenset({"features"})  # type: ignore[misc]  # e.g. parallel blocks
+        for behind in ("attn_pool", "fc_norm"):  # a pooling that we never run; DDP would wait for its gradient
+            part = getattr(self.model, behind, None)
+            if part is not None:
+                part.requires_grad_(False)
         if self.init == "mae" and not self.pretrained:
             self._initialise_as_mae()
         self._place()
