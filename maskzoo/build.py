@@ -85,7 +85,7 @@ def build(
     for part in strategy.modules():
         if isinstance(part, Part) and part.curriculum is not None:
             check_range(part.curriculum, "recipe.masking.strategy: a part's curriculum", moments, -1.0, 1.0)
-    ratio = schedule(recipe.masking.ratio, "recipe.masking.ratio")
+    ratio = schedule(choose_ratio(recipe.masking, objective), "recipe.masking.ratio")
     least_hidden, least_shown = check_ratio(ratio, strategy, objective, moments)
     curriculum = schedule(choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum", -1.0, 1.0)
     refuse_meaningless(curriculum, strategy, moments)
@@ -229,6 +229,11 @@ def choose_curriculum(masking: MaskingRecipe, strategy: MaskingStrategy) -> Use:
     if masking.curriculum is not None:
         return masking.curriculum
     return 0.0 if strategy.default_curriculum is None else strategy.default_curriculum
+
+
+def choose_ratio(masking: MaskingRecipe, objective: Objective) -> Use:
+    """The share of hidden patches: the recipe's, or what suits the objective."""
+    return objective.default_ratio if masking.ratio is None else masking.ratio
 
 
 def refuse_meaningless(curriculum: CurriculumSchedule, strategy: MaskingStrategy, moments: list[float]) -> None:

@@ -21,8 +21,11 @@ from maskzoo.seeds import stream
 
 Need = Literal["teacher", "attention", "features", "patch_loss", "labels"]
 Learning = Literal["no", "joint", "alternate"]
+Pooling = Literal["mean", "class"]  # of the patches' tokens, or the class token
 ClassType = TypeVar("ClassType", bound=type)
-DECLARATIONS = frozenset({"name", "paper", "needs", "learning", "default_curriculum", "provides", "dense"})
+DECLARATIONS = frozenset(
+    {"name", "paper", "needs", "learning", "default_curriculum", "default_ratio", "least_hidden", "provides", "dense"}
+)
 
 
 @dataclass_transform(eq_default=False, field_specifiers=(attrs.field,))
@@ -422,6 +425,11 @@ class Objective(Protocol):
         ...
 
     @property
+    def default_ratio(self) -> float:
+        """The share of patches that is hidden unless a recipe says otherwise: what its paper hides."""
+        ...
+
+    @property
     def least_hidden(self) -> int:
         """The least number of hidden patches from which there is something to learn: 0 or 1."""
         ...
@@ -523,12 +531,28 @@ class Batch:
 
 
 class Encoder(Protocol):
-    """A trained backbone as evaluators see it: whole images, eval mode, no gradient, pooled one declared way."""
+    """A trained backbone as evaluators see it: whole images, eval mode, no gradient, pooled one declared way.
+
+    An evaluator changes nothing about the backbone and the objective; whoever trains them trains a copy.
+    """
 
     dim: int  # D
+    size: tuple[int, int]  # height and width of prepared images
+    pooling: Pooling  # of the features, for fit and score alike
+    device: torch.device  # where the backbone is
+    backbone: Backbone
+    objective: Objective | None  # what the backbone learnt by; None where that is not here
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] float32 of prepared images [B, C, H, W]."""
+        ...
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Tokens of the patches [B, N, D] float32, on the encoder's device, of prepared images [B, C, H, W]."""
+        ...
+
+    def batches(self, split: Split, chosen: Sequence[int]) -> Iterator[tuple[Tensor, list[int | None]]]:
+        """The images at the `chosen` positions in their order, prepared [B, C, H, W], with their labels."""
         ...
 
     def predictions(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor] | None:
@@ -541,12 +565,18 @@ class Encoder(Protocol):
 
 
 class Evaluator(Protocol):
-    """Measures what an encoder has learnt, in named figures."""
+    """Measures what an encoder has learnt, in named figures.
+
+    It may say what it `needs`: "labels" of the data, "patch_loss" of the objective.
+    """
 
     name: ClassVar[str]
 
     def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield (name, value), e.g. ("top1", 0.87)."""
+        """Yield (name, value), e.g. ("top1", 0.87); nothing where there is nothing to measure.
+
+        Figures that are shares of images begin with "top1". MaskZooError says why it cannot measure what is there.
+        """
         ...
 
 

@@ -63,7 +63,7 @@ class OptimizerRecipe:
 class MaskingRecipe:
     """What is hidden."""
 
-    ratio: Use = 0.75  # the share of patches to hide, or a schedule of it
+    ratio: Use | None = None  # the share of patches to hide, or a schedule of it; None: the objective's own
     strategy: Use = "random"
     curriculum: Use | None = None  # None: the strategy's own
     optimizer: OptimizerRecipe | None = None  # of a strategy that learns by itself; None: a copy of the model's

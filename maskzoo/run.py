@@ -25,6 +25,7 @@ from maskzoo.display import display
 from maskzoo.engine import choose_device, keep_memory
 from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import WholeImages
+from maskzoo.evaluation.options import shown
 from maskzoo.folder import RunFolder, unused
 from maskzoo.gallery import Gallery
 from maskzoo.loggers.several import Loggers
@@ -94,29 +95,43 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
             console.print(f"resumed at step {session.step} of {session.steps}", highlight=False)
 
         encoder = WholeImages(
-            session.objective.backbone, dataset, session.image_size, device=session.device, classifier=session.objective
+            session.objective.backbone,
+            dataset,
+            session.image_size,
+            device=session.device,
+            objective=session.objective,
+            # One of several processes must not leave while others wait for its part of the weights.
+            stopping=lambda: session.stop_asked and processes.world() == 1,
         )
 
         several = Loggers(loggers if processes.first() else [], lambda sentence: _say(folder, sentence, console))
 
         def evaluate(when: str) -> None:
-            figures = {
-                f"{evaluator.name}/{name}": value
-                for evaluator in evaluators
-                for name, value in evaluator(encoder, dataset)
-            }
+            names = ", ".join(evaluator.name for evaluator in evaluators)
+            with encoder.remembering(), console.status(f"{names} {when} training"):
+                figures = {
+                    f"{evaluator.name}/{name}": value
+                    for evaluator in evaluators
+                    for name, value in evaluator(encoder, dataset)
+                }
+            for name in [name for name, value in figures.items() if not math.isfinite(value)]:
+                _say(folder, f"{name} is {figures.pop(name)} {when} training, and is left out", console)
             with folder.writing():
                 folder.add_evaluation(when, figures, evaluators)
             several.log(
                 {f"{when}/{name}": value for name, value in figures.items()}, min(session.step, session.steps - 1)
             )
 
-        with several.following(folder.path, session.recipe, session.step):
-            if session.step == 0:
-                evaluate("before")
-            _train(session, dataset, recipe, folder, several, console)
-            if session.step == session.steps and "after" not in folder.evaluation():
-                evaluate("after")
+        try:
+            with several.following(folder.path, session.recipe, session.step):
+                if session.step == 0:
+                    evaluate("before")
+                _train(session, dataset, recipe, folder, several, console)
+                if session.step == session.steps and "after" not in folder.evaluation():
+                    evaluate("after")
+        except StoppedError:
+            moment = f"after step {session.step} of {session.steps}"
+            raise StoppedError(f"stopped by a signal {moment}, while it was evaluated; --resume goes on") from None
         if session.step < session.steps:
             processes.wait()  # whoever leaves first makes torchrun end the others
             raise StoppedError(f"stopped by a signal after step {session.step} of {session.steps}; --resume goes on")
@@ -392,7 +407,8 @@ def _closing(folder: RunFolder, dataset: Dataset, evaluators: list[Any]) -> str:
     lines = []
     for name, after in measured.get("after", {}).items():
         before = measured.get("before", {}).get(name)
-        lines.append(f"{name}: {'?' if before is None else format(before, '.1%')} before, {after:.1%} after training")
+        known = "?" if before is None else shown(name, before)
+        lines.append(f"{name}: {known} before, {shown(name, after)} after training")
     if not lines and evaluators:
         why = "there are no labels" if dataset.classes is None else "there are no test images"
         lines.append(f"not evaluated: {why}")

@@ -28,8 +28,8 @@ LEVELS = (
     {"train"},
     {"build", "checkpoint", "weights", "matrix", "trained"},
     {"official", "data", "evaluation", "pictures", "loggers", "diagnosis", "folder"},
-    {"gallery", "display"},
-    {"run"},
+    {"gallery", "display", "cost", "preview", "export"},
+    {"run", "evaluate"},
     {"compare"},
     {"cli", "__main__"},
 )
@@ -214,6 +214,9 @@ SEEDED = {
     "maskzoo/build.py",  # initial weights
     "maskzoo/train.py",  # drop path and dropout
     "maskzoo/data/batches.py",  # torchvision's transforms
+    "maskzoo/evaluate.py",  # initial weights of a backbone without a run
+    "maskzoo/evaluation/attentive.py",  # initial weights of the probe
+    "maskzoo/evaluation/finetune.py",  # initial weights of the classifier; drop path, dropout and mixup
 }
 NUMPY_SEEDED = {"maskzoo/seeds.py"}  # numpy's, for timm's mixup
 

@@ -1,21 +1,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import Tensor, nn
 
 from maskzoo.data.batches import prepare
 from maskzoo.data.digits import Digits, ImagesInMemory
-from maskzoo.errors import ContractError, DataError
+from maskzoo.errors import ContractError, DataError, StoppedError
 from maskzoo.evaluation import maskzoo_evaluators
 from maskzoo.evaluation.features import WholeImages, evenly_spread
-from maskzoo.evaluation.knn import KNearestNeighbours, vote
+from maskzoo.evaluation.knn import KNearestNeighbours, nearest, vote
 from maskzoo.protocols import Sample
 
 
@@ -40,6 +40,8 @@ class Patches(nn.Module):
 
 class Pixels:
     """An encoder that passes images through."""
+
+    device = torch.device("cpu")
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -164,12 +166,44 @@ def test_broken_images_are_left_out_of_features_with_their_labels() -> None:
         encoder.features(Album(images(6), frozenset(range(6))))
 
 
+def test_an_evaluation_stops_where_somebody_asks_for_it() -> None:
+    dataset, asked = Points(Album(images(6)), Album(images(0))), iter([False, True])
+    encoder = WholeImages(Patches(), dataset, (8, 8), batch_size=2, stopping=lambda: next(asked))
+    with pytest.raises(StoppedError, match="during an evaluation"):
+        encoder.features(dataset.train)
+    assert list(asked) == []  # in the middle
+
+
 def test_features_without_labels_and_of_an_empty_split() -> None:
     dataset = Points(Album(images(3), labelled=False), Album(images(0)))
     encoder = WholeImages(Patches(), dataset, (8, 8))
     assert encoder.features(dataset.train)[1] is None
     features, _ = encoder.features(dataset.test)
     assert features.shape == (0, 16)
+
+
+def test_features_are_made_once_while_they_are_remembered_and_anew_afterwards() -> None:
+    dataset = Points(Album(images(4)), Album(images(2)))
+    backbone = Patches()
+    encoder = WholeImages(backbone, dataset, (8, 8))
+    with encoder.remembering():
+        first, _ = encoder.features(dataset.train)
+        assert encoder.features(dataset.train)[0] is first
+        assert encoder.features(dataset.train, 4)[0] is first  # all of them
+        assert len(encoder.features(dataset.train, 3)[0]) == 3
+        assert len(encoder.features(dataset.test)[0]) == 2
+    with torch.no_grad():
+        backbone.norm.weight.fill_(2.0)
+    assert not torch.equal(encoder.features(dataset.train)[0], first)
+
+
+def test_tokens_are_those_of_the_patches_alone() -> None:
+    dataset = Points(Album(images(3)), Album(images(0)))
+    encoder = WholeImages(Patches(), dataset, (8, 8))
+    ((prepared, labels),) = encoder.batches(dataset.train, [2, 0])
+    assert labels == [2, 0]
+    assert encoder.tokens(prepared).shape == (2, 4, 16)
+    assert torch.allclose(encoder.tokens(prepared).mean(dim=1), encoder(prepared))
 
 
 def test_features_of_images_that_differ_in_size() -> None:
@@ -222,8 +256,10 @@ def test_knn_in_chunks_is_knn(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = points(signal=1.0)
     (whole,) = KNearestNeighbours()(Pixels(16), dataset)
     monkeypatch.setattr("maskzoo.evaluation.knn.SIMILARITIES", 1000)
-    (chunked,) = KNearestNeighbours()(Pixels(16), dataset)
-    assert chunked == whole
+    (fewer_test_images,) = KNearestNeighbours()(Pixels(16), dataset)
+    monkeypatch.setattr("maskzoo.evaluation.knn.TRAINING", 7)  # fewer than vote
+    (fewer_training_images,) = KNearestNeighbours()(Pixels(16), dataset)
+    assert fewer_test_images == fewer_training_images == whole
 
 
 def test_knn_takes_no_more_neighbours_than_there_are_and_no_more_images_than_asked_for() -> None:
@@ -248,11 +284,60 @@ def test_without_labels_or_test_images_knn_has_nothing_to_say() -> None:
     assert list(KNearestNeighbours()(encoder, attrs.evolve(dataset, train=Album(images(5, 4), labelled=False)))) == []
 
 
-@pytest.mark.parametrize("options", [{"k": 0}, {"temperature": 0.0}, {"images": 0}])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("rows", [7, 100, 2**16])
+def test_the_nearest_are_those_of_scikit_learn_however_many_are_looked_at_at_once(
+    metric: Literal["cosine", "euclidean"], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskzoo.evaluation.knn.TRAINING", rows)
+    monkeypatch.setattr("maskzoo.evaluation.knn.SIMILARITIES", 50 * rows)
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(300, 16, generator=generator), torch.randn(70, 16, generator=generator)
+    train, test = train + 1000 * (metric == "euclidean"), test + 1000 * (metric == "euclidean")  # far from the origin
+    theirs = NearestNeighbors(n_neighbors=9, metric=metric, algorithm="brute").fit(train.double().numpy())
+    expected = theirs.kneighbors(test.double().numpy(), return_distance=False)
+    scores, neighbours = nearest(train, test, most=9, metric=metric)
+    assert (neighbours.numpy() == expected).mean() > 0.99
+    assert (scores.diff(dim=1) <= 0).all()
+
+
+@pytest.mark.parametrize("k", [1, 4, 5])
+def test_a_plain_vote_by_distance_is_that_of_scikit_learn(k: int) -> None:
+    dataset = points(signal=0.5)
+    encoder = Pixels(16)
+    (train, labels), (test, truth) = encoder.features(dataset.train), encoder.features(dataset.test)
+    theirs = KNeighborsClassifier(k, algorithm="brute").fit(train.double().numpy(), labels)
+    expected = (theirs.predict(test.double().numpy()) == truth.numpy()).mean()
+    (result,) = KNearestNeighbours(k=k, metric="euclidean", weighting="plain", images="all")(encoder, dataset)
+    assert result == ("top1", pytest.approx(expected, abs=0.007))  # one image: labels can tie
+
+
+def test_each_of_several_k_has_a_figure_of_its_own_and_it_is_that_of_k_alone() -> None:
+    dataset = points(signal=0.5)
+    several = dict(KNearestNeighbours(k=(1, 20))(Pixels(16), dataset))
+    alone = {f"top1 (k={k})": dict(KNearestNeighbours(k=k)(Pixels(16), dataset))["top1"] for k in (1, 20)}
+    assert several == alone
+    assert several["top1 (k=1)"] != several["top1 (k=20)"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"k": 0},
+        {"k": ()},
+        {"k": (5, 5)},
+        {"temperature": 0.0},
+        {"images": 0},
+        {"weighting": "similarity", "metric": "euclidean"},
+    ],
+    ids=str,
+)
 def test_options_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         KNearestNeighbours(**options)
 
 
-def test_the_hook_offers_knn() -> None:
-    assert [cls.name for cls in maskzoo_evaluators()] == ["knn"]
+def test_the_hook_offers_them_all() -> None:
+    assert [cls.name for cls in maskzoo_evaluators()] == [
+        *("knn", "linear", "attentive", "fewshot", "finetune", "reconstruction", "classifier")
+    ]

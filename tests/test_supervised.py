@@ -295,6 +295,12 @@ def test_nothing_need_be_hidden(ratio: Any):
         assert next(train(rebuilt, labelled_batches(1)))["hidden"] == 1
 
 
+def test_half_of_the_patches_is_hidden_unless_a_recipe_says_otherwise():
+    session = tiny_session(dataset=noise_images(labelled=True), objective="masksub")
+    assert session.recipe["masking"]["ratio"] == {"use": "constant", "value": 0.5}
+    assert tiny_session().recipe["masking"]["ratio"] == {"use": "constant", "value": 0.75}
+
+
 def test_a_drop_path_of_its_own_falls_to_each_view():
     objective = MaskSub(classes=CLASSES)
     torch.manual_seed(0)

@@ -84,8 +84,8 @@ class CnnBackbone(TimmBackbone):
         usual = skeleton(self.timm)
         if not self.adapts(usual):
             raise RecipeError(
-                f"'{self.timm}' is {indefinite(type(usual).__name__)}, whose features are not one map of a whole number "
-                "of positions, which the backbone 'cnn' needs",
+                f"'{self.timm}' is {indefinite(type(usual).__name__)}, whose features are not one map of a whole "
+                "number of positions, which the backbone 'cnn' needs",
                 key="timm",
             )
         self._sized((1, 1))  # refuses what no unit would make right

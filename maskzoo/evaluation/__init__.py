@@ -8,7 +8,12 @@ from maskzoo.hookspecs import hookimpl
 @hookimpl
 def maskzoo_evaluators() -> list[type]:
     """The evaluators that come with MaskZoo."""
+    from maskzoo.evaluation.attentive import AttentiveProbe
     from maskzoo.evaluation.classifier import Classifier
+    from maskzoo.evaluation.fewshot import FewShot
+    from maskzoo.evaluation.finetune import FineTune
     from maskzoo.evaluation.knn import KNearestNeighbours
+    from maskzoo.evaluation.linear import LinearProbe
+    from maskzoo.evaluation.reconstruction import Reconstruction
 
-    return [KNearestNeighbours, Classifier]
+    return [KNearestNeighbours, LinearProbe, AttentiveProbe, FewShot, FineTune, Reconstruction, Classifier]

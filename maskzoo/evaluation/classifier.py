@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from maskzoo.protocols import Dataset, Encoder, define
+from maskzoo.protocols import Dataset, Encoder, Need, define
 
 
 @define
@@ -16,6 +16,7 @@ class Classifier:
     """Accuracy of the classifier that was trained with the encoder; nothing where the objective has none."""
 
     name: ClassVar[str] = "classifier"
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
     def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
         """Yield ("top1", the share of test images told right)."""
@@ -25,4 +26,6 @@ class Classifier:
         if foretold is None:
             return
         scores, labels = foretold  # [M, K], [M]
+        if scores.shape[1] != len(dataset.classes):
+            return  # other data than it learnt from
         yield "top1", (scores.argmax(dim=1) == labels).double().mean().item()

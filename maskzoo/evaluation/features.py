@@ -1,23 +1,21 @@
 """Features of whole images from a trained backbone, pooled one declared way.
 
-Shapes: B images in a batch, M images, C channels, P prefix tokens, N patches, D channels of the latent.
+Shapes: B images in a batch, M images, C channels, P prefix tokens, N patches, D channels of the latent, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskzoo.data.batches import prepare
-from maskzoo.errors import ContractError, DataError
-from maskzoo.protocols import Dataset, Split, Stream
+from maskzoo.errors import ContractError, DataError, StoppedError
+from maskzoo.protocols import Dataset, Objective, Pooling, Split, Stream
 from maskzoo.seeds import stream
-
-Pooling = Literal["mean", "class"]
 
 
 class WholeImages:
@@ -32,7 +30,8 @@ class WholeImages:
         pooling: Pooling = "mean",
         batch_size: int = 256,
         device: torch.device | str | None = None,  # where the backbone is; None: where its parameters are
-        classifier: Any = None,  # an nn.Module and an Objective that may `predict` classes
+        objective: Any = None,  # an nn.Module and an Objective: what the backbone learnt by, if that is here
+        stopping: Callable[[], bool] = lambda: False,  # asked before each batch; then StoppedError is raised
     ) -> None:
         if pooling == "class" and backbone.prefix == 0:
             raise ContractError(
@@ -42,48 +41,74 @@ class WholeImages:
         self.dim: int = backbone.dim
         self.backbone = backbone
         self.size = size
-        self.pooling = pooling
+        self.pooling: Pooling = pooling
         self.batch_size = batch_size
-        self.classifier = classifier
+        self.objective: Objective | None = objective
+        self.stopping = stopping
         if device is None:
             device = next((parameter.device for parameter in backbone.parameters()), "cpu")
         self.device = torch.device(device)
         self._mean, self._std = tuple(dataset.mean), tuple(dataset.std)
+        self._kept: dict[tuple[int, int | None], tuple[Split, Tensor, Tensor | None]] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] float32, on the CPU, of prepared images [B, C, *size]."""
-        # no_grad and not inference_mode: a probe may be trained on what comes out.
-        with evaluating(self.backbone), torch.no_grad():
-            latent = self.backbone(images.to(self.device))  # [B, P + N, D]
+        latent = self._latent(images)
         pooled = latent[:, 0] if self.pooling == "class" else latent[:, self.backbone.prefix :].float().mean(dim=1)
-        features: Tensor = pooled.to("cpu", torch.float32)
-        return features
+        return pooled.to("cpu", torch.float32)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Tokens of the patches [B, N, D] float32, on the encoder's device, of prepared images [B, C, *size]."""
+        return self._latent(images)[:, self.backbone.prefix :].float()
+
+    def _latent(self, images: Tensor) -> Tensor:
+        """[B, P + N, D]; no_grad and not inference_mode, since a probe may be trained on what comes out."""
+        with evaluating(self.backbone), torch.no_grad():
+            latent: Tensor = self.backbone(images.to(self.device))
+        return latent
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Keep features in memory inside, for the next evaluator that asks; the backbone must not learn meanwhile."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def features(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Features [M, D] and labels [M] of a split, or of `images` of it, evenly spread; None without labels.
 
         Images that cannot be read are left out; DataError if that leaves none.
         """
-        features, labels = [torch.empty(0, self.dim)], []
-        for some, told in self._prepared(split, images):
-            features.append(self(some))
+        key = (id(split), None if images is None or images >= len(split) else images)
+        if self._kept is not None and key in self._kept:
+            return self._kept[key][1:]
+        chosen = some_of(split, images)
+        features = torch.empty(len(chosen), self.dim)  # filled in place: these may be half of what the memory holds
+        labels: list[int | None] = []
+        for some, told in self.batches(split, chosen):
+            features[len(labels) : len(labels) + len(told)] = self(some)
             labels += told
+        features = features[: len(labels)]
         known = [label for label in labels if label is not None]
-        if len(known) < len(labels):
-            return torch.cat(features), None
-        return torch.cat(features), torch.tensor(known, dtype=torch.int64)
+        found = None if len(known) < len(labels) else torch.tensor(known, dtype=torch.int64)
+        if self._kept is not None:
+            self._kept[key] = split, features, found  # with the split, so that no other gets its id
+        return features, found
 
     def predictions(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor] | None:
         """Scores of the classes [M, K] float32 from the model's own classifier, and the labels [M].
 
         Of the images that have a label; None where there is no classifier, or no label.
         """
-        if self.classifier is None:
+        model: Any = self.objective
+        if model is None:
             return None
         scores, labels = [], []
-        for some, told in self._prepared(split, images):
-            with evaluating(self.classifier), torch.no_grad():
-                foretold = self.classifier.predict(some.to(self.device))
+        for some, told in self.batches(split, some_of(split, images)):
+            with evaluating(model), torch.no_grad():
+                foretold = model.predict(some.to(self.device))
             if foretold is None:
                 return None
             known = [position for position, label in enumerate(told) if label is not None]
@@ -91,9 +116,12 @@ class WholeImages:
             labels += [label for label in told if label is not None]
         return (torch.cat(scores), torch.tensor(labels, dtype=torch.int64)) if labels else None
 
-    def _prepared(self, split: Split, images: int | None) -> Iterator[tuple[Tensor, list[int | None]]]:
-        """Batches of prepared images [B, C, *size] with their labels; DataError if none can be read."""
-        chosen = some_of(split, images)
+    def batches(self, split: Split, chosen: Sequence[int]) -> Iterator[tuple[Tensor, list[int | None]]]:
+        """The images at the `chosen` positions in their order, prepared [B, C, *size], with their labels.
+
+        Images that cannot be read are left out; DataError if that leaves none. StoppedError where somebody wants to
+        stop: an evaluation can be begun again.
+        """
         waiting: list[tuple[Tensor, int | None]] = []
         problem: DataError | None = None
         read = 0
@@ -106,6 +134,8 @@ class WholeImages:
                 waiting.append((prepare(sample.image, self.size, self._mean, self._std), sample.label))
                 read += 1
             if waiting and (len(waiting) == self.batch_size or position == len(chosen)):
+                if self.stopping():
+                    raise StoppedError("stopped by a signal during an evaluation")
                 yield torch.stack([image for image, _ in waiting]), [label for _, label in waiting]
                 waiting = []
         if problem is not None and not read:

@@ -1,11 +1,11 @@
 """How well the labels of the nearest training images foretell those of the test images.
 
-Shapes: B test images at a time, M training images, K classes, D channels, k neighbours.
+Shapes: Q test images, M training images, K classes, D channels, k neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import attrs
@@ -13,52 +13,116 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from maskzoo.protocols import Dataset, Encoder, define
+from maskzoo.evaluation.options import Images, an_amount, at_most
+from maskzoo.protocols import Dataset, Encoder, Need, define
 
 SIMILARITIES = 2**24  # held at once: 64 MiB
+TRAINING = 2**16  # training images, of those at the most
+Metric = Literal["cosine", "euclidean"]
+Weighting = Literal["similarity", "plain"]
 
 
 @define
 class KNearestNeighbours:
-    """Accuracy of a vote of the nearest training images, which needs no training and no tuning."""
+    """Accuracy of a vote of the nearest training images, which needs no training and no tuning.
+
+    As given, votes are weighted by similarity (DINO). CL-MAE reports `metric = "euclidean"`, `weighting = "plain"`
+    and `k = 5`. Several k are asked for as a list, and each has a figure of its own.
+    """
 
     name: ClassVar[str] = "knn"
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    k: int = attrs.field(default=20, validator=attrs.validators.ge(1))  # neighbours that vote
+    k: int | tuple[int, ...] = 20  # neighbours that vote
     temperature: float = attrs.field(default=0.07, validator=attrs.validators.gt(0))  # low: the nearest decide
-    images: int | Literal["all"] = 10_000  # of each split, at most
+    images: Images = attrs.field(default=10_000, validator=an_amount)  # of each split, at most
+    metric: Metric = "cosine"  # what near is
+    weighting: Weighting = "similarity"  # "plain": every neighbour has one vote
 
     def __attrs_post_init__(self) -> None:
-        if self.images != "all" and self.images < 1:
-            raise ValueError(f"images: must be at least 1, or 'all', got {self.images}")
+        if not self._sizes or min(self._sizes) < 1 or len(set(self._sizes)) < len(self._sizes):
+            raise ValueError(f"k: must be at least 1, and no number twice, got {self.k}")
+        if self.metric == "euclidean" and self.weighting == "similarity":
+            raise ValueError("weighting: votes are weighted by cosine similarity; with metric 'euclidean' use 'plain'")
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return (self.k,) if isinstance(self.k, int) else tuple(self.k)
 
     def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield ("top1", the share of test images whose label is foretold); nothing without labels or test images."""
+        """Yield ("top1", the share of test images whose label is foretold), or ("top1 (k=5)", ...) for each of several.
+
+        Nothing without labels or test images.
+        """
         if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
             return
-        most = None if self.images == "all" else self.images
-        train, labels = encoder.features(dataset.train, most)
-        test, truth = encoder.features(dataset.test, most)
+        train, labels = encoder.features(dataset.train, at_most(self.images))
+        test, truth = encoder.features(dataset.test, at_most(self.images))
         if labels is None or truth is None:
             return
-        foretold = vote(train, labels, test, k=self.k, temperature=self.temperature)
-        yield "top1", (foretold == truth).to(torch.float64).mean().item()
+        scores, neighbours = nearest(train, test, most=max(self._sizes), metric=self.metric, device=encoder.device)
+        temperature = self.temperature if self.weighting == "similarity" else None
+        for k in self._sizes:
+            foretold = elected(scores[:, :k], labels[neighbours[:, :k]], temperature=temperature)
+            name = "top1" if isinstance(self.k, int) else f"top1 (k={k})"
+            yield name, (foretold == truth).double().mean().item()
 
 
 def vote(train: Tensor, labels: Tensor, test: Tensor, *, k: int, temperature: float) -> Tensor:
-    """The labels [.] that the k nearest of `train` [M, D] with `labels` [M] give to `test` [., D].
+    """The labels [Q] that the k nearest of `train` [M, D] with `labels` [M] give to `test` [Q, D].
 
     Near is a high cosine similarity s, and a vote weighs exp(s / temperature), as in Wu et al. 2018 (section 3.4) and
     DINO (Caron et al. 2021). No more than all M vote.
     """
-    k = min(k, len(train))
-    train, test = normalize(train, dim=1), normalize(test, dim=1)
+    scores, neighbours = nearest(train, test, most=k)
+    return elected(scores, labels[neighbours], temperature=temperature)
+
+
+def nearest(
+    train: Tensor, test: Tensor, *, most: int, metric: Metric = "cosine", device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """How near the `most` (or all M) nearest of `train` [M, D] are to each of `test` [Q, D], and which, [Q, most] each.
+
+    Nearest first. Near is the cosine similarity, or half of minus the squared distance, up to a constant of each test
+    image. Both splits are compared piece by piece: no more than `SIMILARITIES` are held at once, and each training
+    image goes to the device once.
+    """
+    most = min(most, len(train))
+    rows = min(len(train), TRAINING)
+    queries = max(1, SIMILARITIES // rows)
+    middle = train.mean(dim=0) if metric == "euclidean" else torch.zeros(train.shape[1])
+
+    def prepared(features: Tensor) -> Tensor:
+        # Distances do not change with the origin, but what is left of large numbers' differences does.
+        return normalize(features, dim=1) if metric == "cosine" else features - middle
+
+    best: Sequence[tuple[Tensor, Tensor]] = [
+        (torch.empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.int64)) for some in torch.split(test, queries)
+    ]
+    for first in range(0, len(train), rows):
+        block = prepared(train[first : first + rows]).to(device)
+        lengths = block.square().sum(dim=1) / 2 if metric == "euclidean" else torch.zeros(len(block), device=device)
+        news = []
+        for some, (scores, places) in zip(torch.split(test, queries), best, strict=True):
+            near, which = (prepared(some).to(device) @ block.T - lengths).topk(min(most, len(block)), dim=1)
+            scores = torch.cat([scores, near.cpu()], dim=1)
+            places = torch.cat([places, which.cpu() + first], dim=1)
+            kept, order = scores.topk(min(most, scores.shape[1]), dim=1)
+            news.append((kept, places.gather(1, order)))
+        best = news
+    return torch.cat([scores for scores, _ in best]), torch.cat([places for _, places in best])
+
+
+def elected(scores: Tensor, labels: Tensor, *, temperature: float | None) -> Tensor:
+    """The labels [Q] for which neighbours with `labels` [Q, k] vote, that are `scores` [Q, k] near, nearest first.
+
+    A vote weighs exp(score / temperature); without a temperature all are equal, and the lowest label wins a tie.
+    """
     classes = int(labels.max()) + 1
     chosen = []
-    for some in torch.split(test, max(1, SIMILARITIES // len(train))):
-        nearest, neighbours = (some @ train.T).topk(k, dim=1)
+    pieces = max(1, SIMILARITIES // classes)
+    for near, named in zip(torch.split(scores, pieces), torch.split(labels, pieces), strict=True):
         # Less the highest, so that a low temperature does not overflow; that changes no vote's outcome.
-        weights = ((nearest - nearest[:, :1]) / temperature).exp()
-        votes = torch.zeros(len(some), classes).scatter_add_(1, labels[neighbours], weights)
-        chosen.append(votes.argmax(dim=1))
+        weights = torch.ones_like(near) if temperature is None else ((near - near[:, :1]) / temperature).exp()
+        chosen.append(torch.zeros(len(near), classes).scatter_add_(1, named, weights).argmax(dim=1))
     return torch.cat(chosen)

@@ -27,6 +27,7 @@ class DecodingObjective(nn.Module):
     name: ClassVar[str]
     provides: ClassVar[frozenset[Need]] = frozenset({"patch_loss"})
     needs: ClassVar[frozenset[Need]] = frozenset()
+    default_ratio: ClassVar[float] = 0.75
     least_hidden: ClassVar[int] = 1  # a patch to rebuild
 
     decoder_dim: int = attrs.field(default=512, validator=attrs.validators.ge(4))

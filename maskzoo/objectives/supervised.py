@@ -33,6 +33,7 @@ class Classify(nn.Module):
     name: ClassVar[str] = "classify"
     provides: ClassVar[frozenset[Need]] = frozenset()
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+    default_ratio: ClassVar[float] = 0.5
     least_hidden: ClassVar[int] = 0
 
     loss: Literal["cross-entropy", "binary"] = "cross-entropy"  # "binary": each class for itself, as DeiT III and RSB

@@ -1,0 +1,267 @@
+"""Evaluate what a run has learnt, or any timm model: figures that go into an `evaluation.json` and stay there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from maskzoo.build import make_backbone
+from maskzoo.engine import choose_device
+from maskzoo.errors import ContractError, MaskZooError, RecipeError
+from maskzoo.evaluation.features import WholeImages
+from maskzoo.evaluation.options import shown
+from maskzoo.folder import RunFolder
+from maskzoo.protocols import Dataset, Pooling
+from maskzoo.recipe import Use, describe, make, parse, plain_of, put
+from maskzoo.registry import Registry, nearest
+from maskzoo.seeds import stream_seed
+from maskzoo.trained import open_run
+from maskzoo.weights import load_weights
+
+KEY = "evaluations"  # of evaluation.json; what a run itself measures has keys of its own
+
+
+@attrs.frozen(eq=False)
+class Subject:
+    """What is evaluated, on what data, and where the figures go."""
+
+    folder: Path
+    backbone: Any  # an nn.Module and a Backbone
+    objective: Any | None  # an nn.Module and an Objective, where there is one
+    dataset: Dataset
+    about: Mapping[str, Any]  # what tells its figures from others: the step of a run, or the model and its weights
+
+
+@attrs.frozen
+class Wishes:
+    """What the command line asks for."""
+
+    evaluators: str | None = None  # names and short uses, with commas between
+    data: Use | None = None
+    pooling: Pooling = "mean"
+    device: str = "auto"
+    settings: tuple[str, ...] = ()  # KEY=VALUE, for an evaluator, the data or the backbone
+
+
+def evaluate_run(path: Path, wishes: Wishes, registry: Registry, console: Console) -> list[dict[str, Any]]:
+    """Evaluate the newest good checkpoint of a run, by its own evaluators unless others are wished for."""
+    run = open_run(path, registry)
+    uses = list(run.recipe.evaluation) if wishes.evaluators is None else _listed(wishes.evaluators)
+    plain = {"data": plain_of(run.recipe)["data"] if wishes.data is None else wishes.data}
+    evaluators = _configured(plain, uses, wishes.settings, registry)
+    dataset: Dataset = make(registry, "dataset", plain["data"], "data")
+    if dataset.channels != run.backbone.channels:
+        raise RecipeError(
+            f"--data: images of '{dataset.name}' have {dataset.channels} channels, and the run's backbone takes "
+            f"{run.backbone.channels}"
+        )
+    subject = Subject(path, run.backbone, run.objective, dataset, {"step": run.step})
+    return _evaluate(subject, evaluators, wishes, console)
+
+
+def evaluate_backbone(
+    name: str, weights: Path | None, pretrained: bool, out: Path, wishes: Wishes, registry: Registry, console: Console
+) -> list[dict[str, Any]]:
+    """Evaluate a backbone that no run has trained: with weights from a file, timm's, or the initial ones of seed 0."""
+    if weights is not None and pretrained:
+        raise RecipeError("--weights and --pretrained: the weights can come from one place only")
+    if (out / "recipe.toml").exists():
+        raise RecipeError(f"--out: '{out}' is a run, whose figures are its own; choose another folder")
+    plain: dict[str, Any] = {
+        "data": "digits" if wishes.data is None else wishes.data,
+        "backbone": {"use": name} if name in registry.classes("backbone") else {"timm": name},
+    }
+    uses = ["knn"] if wishes.evaluators is None else _listed(wishes.evaluators)
+    evaluators = _configured(plain, uses, wishes.settings, registry)
+    if pretrained:
+        plain["backbone"]["pretrained"] = True
+    dataset: Dataset = make(registry, "dataset", plain["data"], "data")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(0, "model"))  # as a run of seed 0 would begin
+        backbone: Any = make_backbone(plain["backbone"], dataset, registry)
+    if weights is not None:
+        load_weights(backbone, weights, "--weights")
+    about = {"model": describe(backbone), "weights": None if weights is None else str(weights)}
+    return _evaluate(Subject(out, backbone.eval(), None, dataset, about), evaluators, wishes, console)
+
+
+def _listed(text: str) -> list[Use]:
+    """--with: uses with commas between them, e.g. `knn:[5,20],{use="linear", solver="lbfgs"}`."""
+    uses, depth, start = [], 0, 0
+    for place, letter in enumerate(text + ","):
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth <= 0:
+            uses.append(text[start:place].strip())
+            start = place + 1
+    if depth:
+        raise RecipeError(f"--with: the brackets of '{text}' do not match")
+    if "" in uses:
+        raise RecipeError(f"--with: expected names of evaluators with commas between them, got '{text}'")
+    return [parse(use) if use.startswith("{") else use for use in uses]
+
+
+def _configured(plain: dict[str, Any], uses: Sequence[Use], settings: Sequence[str], registry: Registry) -> list[Any]:
+    """The evaluators, after --set has changed their options and, in place, those of the data and the backbone.
+
+    A setting of an evaluator that is asked for twice holds for both.
+    """
+    held = [{"evaluator": use} for use in uses]
+    names = [str(use.get("use") if isinstance(use, Mapping) else use).split(":")[0] for use in uses]
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        place, dot, option = key.strip().partition(".")
+        if not equals or not dot:
+            raise RecipeError(f"--set: expected EVALUATOR.OPTION=VALUE, e.g. linear.epochs=50, got '{setting}'")
+        if place not in plain and place not in names:
+            known = [*names, *plain]
+            raise RecipeError(f"--set: no '{place}' is to be set here; {nearest(place, known)}")
+        if place in plain:
+            put(plain, f"{place}.{option}", parse(value.strip()))
+        for name, one in zip(names, held, strict=True):
+            if name == place:
+                put(one, f"evaluator.{option}", parse(value.strip()))
+    return [
+        make(registry, "evaluator", one["evaluator"], f"--with {name}") for name, one in zip(names, held, strict=True)
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, console: Console) -> list[dict[str, Any]]:
+    """Measure, say and keep; what one evaluator cannot do is said, and the others still run.
+
+    Raises MaskZooError in the end where not a single figure could be had.
+    """
+    device = choose_device(wishes.device)
+    for module in (subject.backbone, subject.objective):
+        if module is not None:
+            module.to(device)
+    backbone = subject.backbone
+    height, width = (cells * pixels for cells, pixels in zip(backbone.grid, backbone.patch_size, strict=True))
+    encoder = WholeImages(
+        backbone,
+        subject.dataset,
+        (height, width),
+        pooling=wishes.pooling,
+        device=device,
+        objective=subject.objective,
+    )
+    common = {**subject.about, "data": _described(subject.dataset), "pooling": wishes.pooling}
+    entries: list[dict[str, Any]] = []
+    table = Table("evaluator", "figure", "value", box=None, pad_edge=False)
+    folder = RunFolder(subject.folder)
+    with _locked(folder), encoder.remembering():
+        for evaluator in evaluators:
+            figures, problem = _measured(evaluator, encoder, subject)
+            if problem:
+                console.print(
+                    f"{evaluator.name}: not measured: {problem}", style="yellow", highlight=False, markup=False
+                )
+                continue
+            kept = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+            for name, value in kept.items():
+                table.add_row(escape(_named(evaluator)), escape(name), shown(name, value))
+                if value is None:
+                    sentence = f"{evaluator.name}: {name} is {figures[name]}, no finite number; it is kept as null"
+                    console.print(sentence, style="yellow", highlight=False, markup=False)
+            entries.append({**common, "evaluator": describe(evaluator), "figures": kept})
+            with folder.writing():
+                _add(subject.folder / "evaluation.json", folder.evaluation(), entries[-1])
+    if not entries:
+        raise RecipeError("nothing could be measured")
+    pooled = "mean of patch tokens" if wishes.pooling == "mean" else "class token"
+    step = [f"step {subject.about['step']}"] if "step" in subject.about else []
+    console.print(", ".join([subject.dataset.name, pooled, *step]), highlight=False, markup=False)
+    console.print(table)
+    console.print(f"in {subject.folder / 'evaluation.json'}", highlight=False, markup=False)
+    return entries
+
+
+def _measured(evaluator: Any, encoder: WholeImages, subject: Subject) -> tuple[dict[str, float], str]:
+    """The figures of an evaluator, or why there are none."""
+    lacking = _lacking(evaluator, subject)
+    if lacking:
+        return {}, lacking
+    try:
+        figures = dict(evaluator(encoder, subject.dataset))
+    except MaskZooError as problem:
+        return {}, str(problem).removeprefix(f"{evaluator.name}: ")
+    return figures, "" if figures else "there is nothing for it to measure in this model and these data"
+
+
+def _named(evaluator: Any) -> str:
+    """An evaluator's name with the options that are not as given, by which one is told from another of that name."""
+    fields = attrs.fields(type(evaluator)) if attrs.has(type(evaluator)) else ()
+    changed = {field.name: getattr(evaluator, field.name) for field in fields if field.init}
+    given = {field.name: field.default for field in fields}
+    told = [f"{name} {describe(value)}" for name, value in changed.items() if value != given[name]]
+    return " ".join([evaluator.name, *([f"({', '.join(told)})"] if told else [])])
+
+
+def _lacking(evaluator: Any, subject: Subject) -> str:
+    """What an evaluator needs and does not find here, in a sentence; empty where nothing is lacking."""
+    needs: frozenset[str] = getattr(evaluator, "needs", frozenset())
+    dataset, objective = subject.dataset, subject.objective
+    if len(dataset.test) == 0:
+        return f"data '{dataset.name}' have no test images"
+    if "labels" in needs and dataset.classes is None:
+        return f"it needs labels, and data '{dataset.name}' have none"
+    if "patch_loss" in needs and (objective is None or "patch_loss" not in objective.provides):
+        who = "a backbone alone" if objective is None else f"the objective '{objective.name}'"
+        return f"it needs something that rebuilds patches, and {who} rebuilds none"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------------------- keeping
+def _add(path: Path, measured: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+    """Put an entry among the others: in the place of one with the same settings, else behind them."""
+    others = list(measured.get(KEY, []))
+    places = [place for place, other in enumerate(others) if _settings(other) == _settings(entry)]
+    if places:
+        others[places[0]] = entry
+    else:
+        others.append(entry)
+    beside = path.with_name(path.name + ".part")
+    try:
+        with beside.open("w") as file:
+            file.write(json.dumps({**measured, KEY: others}, indent=2, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+    beside.replace(path)
+
+
+def _settings(entry: Mapping[str, Any]) -> Any:
+    """All that decides an entry's figures, as it is read back from JSON."""
+    return json.loads(json.dumps({name: value for name, value in entry.items() if name != "figures"}))
+
+
+def _described(dataset: Dataset) -> Any:
+    try:
+        return describe(dataset)
+    except ContractError:
+        return {"use": dataset.name}  # made by hand
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    """The lock of a folder, which says what is the matter in words of this command."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder.locked())
+        except RecipeError as problem:
+            raise RecipeError(str(problem).removeprefix("--out: ")) from problem
+        yield

@@ -1,0 +1,131 @@
+"""How well the frozen tokens of the patches tell the classes, if the probe may choose which to look at.
+
+Shapes: B images in a batch, M images, N patches, D channels, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import ClassVar
+
+import attrs
+import torch
+from timm.layers import AttentionPoolLatent
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from maskzoo.errors import ContractError
+from maskzoo.evaluation.features import evaluating, some_of
+from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of, cosine
+from maskzoo.protocols import Dataset, Encoder, Need, Split, Stream, define
+from maskzoo.seeds import stream, stream_seed
+
+CACHE = 2**32  # bytes of tokens that are kept; more are made anew in each epoch
+
+
+@define
+class AttentiveProbe:
+    """Accuracy of timm's attention pooling (one query that looks at all patches) and a linear layer on frozen tokens.
+
+    Images are not augmented. Where all tokens fit into 4 GiB they are made once, else in each epoch.
+    """
+
+    name: ClassVar[str] = "attentive"
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+
+    epochs: int = attrs.field(default=20, validator=attrs.validators.ge(1))
+    lr: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0))  # of AdamW, absolute; a cosine to 0
+    weight_decay: float = attrs.field(default=0.01, validator=attrs.validators.ge(0))
+    batch_size: int = attrs.field(default=128, validator=attrs.validators.ge(1))
+    heads: int = attrs.field(default=8, validator=attrs.validators.ge(1))
+    images: Images = attrs.field(default="all", validator=an_amount)  # of each split, at most
+    seed: int = 0
+
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
+        """Yield ("top1", the share of test images told right); nothing without labels or test images."""
+        if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
+            return
+        if encoder.dim % self.heads:
+            raise ContractError(f"attentive: {self.heads} heads cannot share a width of {encoder.dim}")
+        device = encoder.device
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            torch.manual_seed(stream_seed(self.seed, "attentive"))  # initial weights
+            pool = AttentionPoolLatent(encoder.dim, num_heads=self.heads, norm_layer=nn.LayerNorm)
+            probe = nn.Sequential(pool, nn.Linear(encoder.dim, classes_of(dataset))).to(device)
+            if not self._train(probe, Tokens(encoder, dataset.train, at_most(self.images))):
+                return
+        right, images = 0, 0
+        with evaluating(probe), torch.no_grad():
+            for tokens, told in labelled(encoder, dataset.test, some_of(dataset.test, at_most(self.images))):
+                right += int((probe(tokens).argmax(dim=1).cpu() == told).sum())
+                images += len(told)
+        if images:
+            yield "top1", right / images
+
+    def _train(self, probe: nn.Module, source: Tokens) -> bool:
+        """Train the probe; False where no image has a label."""
+        device = source.encoder.device
+        optimizer = torch.optim.AdamW(probe.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        for epoch in range(self.epochs):
+            generator = stream(self.seed, "attentive", epoch)
+            for tokens, labels, done in source.epoch(self.batch_size, generator):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr * cosine((epoch + done) / self.epochs)
+                loss = cross_entropy(probe(tokens.to(device)), labels.to(device))
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+        return source.any
+
+
+class Tokens:
+    """The tokens of a split's labelled images, batch by batch in an order of each epoch's own."""
+
+    def __init__(self, encoder: Encoder, split: Split, images: int | None) -> None:
+        self.encoder, self.split = encoder, split
+        self.chosen = some_of(split, images)
+        self.any = False  # whether an image with a label has been seen
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Tokens [B, N, D], labels [B], and which share of the epoch came before; a stream keeps its order."""
+        if self._kept is None:
+            if not self._fits():
+                yield from self._anew(batch_size, generator)
+                return
+            pairs = list(labelled(self.encoder, self.split, self.chosen, device="cpu"))
+            if not pairs:
+                return
+            self._kept = torch.cat([tokens for tokens, _ in pairs]), torch.cat([labels for _, labels in pairs])
+        self.any = True
+        tokens, labels = self._kept
+        order = torch.randperm(len(labels), generator=generator)
+        for number, some in enumerate(torch.split(order, batch_size)):
+            yield tokens[some], labels[some], number * batch_size / len(labels)
+
+    def _fits(self) -> bool:
+        return len(self.chosen) * math.prod(self.encoder.backbone.grid) * self.encoder.dim * 4 <= CACHE
+
+    def _anew(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, float]]:
+        chosen = self.chosen
+        if not isinstance(self.split, Stream):
+            chosen = [chosen[place] for place in torch.randperm(len(chosen), generator=generator).tolist()]
+        done = 0
+        for tokens, labels in labelled(self.encoder, self.split, chosen):
+            self.any = True
+            for few, told in zip(torch.split(tokens, batch_size), torch.split(labels, batch_size), strict=True):
+                yield few, told, min(1.0, done / len(chosen))
+                done += len(told)
+
+
+def labelled(
+    encoder: Encoder, split: Split, chosen: list[int], device: str | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens [B, N, D] and labels [B] of those of the chosen images that have one; no batch is empty."""
+    for images, told in encoder.batches(split, chosen):
+        known = [place for place, label in enumerate(told) if label is not None]
+        if known:
+            tokens = encoder.tokens(images[known])
+            yield tokens.to(device or tokens.device), torch.tensor([label for label in told if label is not None])

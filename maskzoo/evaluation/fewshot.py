@@ -1,0 +1,94 @@
+"""How well a few labelled images of each class tell the classes: logistic regression on frozen features.
+
+Shapes: M images, D channels, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import ClassVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from maskzoo.errors import ContractError
+from maskzoo.evaluation.linear import logistic, moments
+from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of
+from maskzoo.protocols import Dataset, Encoder, Need, define
+from maskzoo.seeds import stream
+
+
+@define
+class FewShot:
+    """Accuracy with 1, 5 and 10 labelled images a class: the mean over several draws, and its 95 % interval.
+
+    A draw hangs on its number alone, so that two encoders learn from the same images and may be compared in pairs; the
+    images of a smaller number are among those of a larger one. Features are standardised by the mean and deviation of
+    all training images, which needs no label.
+    """
+
+    name: ClassVar[str] = "fewshot"
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+
+    shots: tuple[int, ...] = (1, 5, 10)  # labelled images a class
+    draws: int = attrs.field(default=5, validator=attrs.validators.ge(1))
+    penalty: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))  # the inverse of scikit-learn's C
+    images: Images = attrs.field(default="all", validator=an_amount)  # of each split, at most
+    seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if not self.shots or min(self.shots) < 1:
+            raise ValueError(f"shots: must be one or more numbers of images, at least 1, got {list(self.shots)}")
+
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
+        """Yield ("top1 (5 a class)", the mean share told right) and, of several draws, ("top1 (5 a class) +-", half the
+        width of the interval), for each number of images. Nothing without labels or test images.
+
+        Raises ContractError where a class has fewer images than are asked for.
+        """
+        if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
+            return
+        train, labels = encoder.features(dataset.train, at_most(self.images))
+        test, truth = encoder.features(dataset.test, at_most(self.images))
+        if labels is None or truth is None:
+            return
+        self._check(labels, dataset)
+        mean, deviation = moments(train)
+        asked = (test - mean) / deviation
+        for shots in self.shots:
+            accuracies = []
+            for draw in range(self.draws):
+                chosen = drawn(labels, shots, self.seed, draw)
+                told = logistic((train[chosen] - mean) / deviation, labels[chosen], asked, self.penalty)
+                accuracies.append((told == truth).double().mean().item())
+            name = f"top1 ({shots} a class)"
+            yield name, sum(accuracies) / len(accuracies)
+            if self.draws > 1:
+                yield f"{name} +-", half_width(accuracies)
+
+    def _check(self, labels: Tensor, dataset: Dataset) -> None:
+        counts = torch.bincount(labels, minlength=classes_of(dataset)).tolist()
+        fewest = min(range(len(counts)), key=counts.__getitem__)
+        if counts[fewest] < max(self.shots):
+            names = dataset.classes or ()
+            raise ContractError(
+                f"fewshot: class '{names[fewest]}' has {counts[fewest]} of the {len(labels)} training images, and "
+                f"{max(self.shots)} are asked for; ask for fewer shots, or look at more images"
+            )
+
+
+def drawn(labels: Tensor, shots: int, seed: int, draw: int) -> Tensor:
+    """The positions [shots * K] of that many images of each class; a draw's first ones are the same for any number."""
+    order = torch.randperm(len(labels), generator=stream(seed, "few shots", draw))
+    shuffled = labels[order]
+    return torch.cat([order[(shuffled == label).nonzero()[:shots, 0]] for label in sorted(set(labels.tolist()))])
+
+
+def half_width(values: list[float], level: float = 0.95) -> float:
+    """Half the width of Student's interval of the mean of these values."""
+    from scipy.stats import t
+
+    spread = torch.tensor(values, dtype=torch.float64).std().item()
+    return float(t.ppf(0.5 + level / 2, len(values) - 1)) * spread / math.sqrt(len(values))
