@@ -2,8 +2,8 @@
 
     python benchmarks/flops.py [--backbone NAME ...] [--masker NAME ...]
 
-A step is counted whole: forward and backward, the strategy's own step and the teacher's look included. Two FLOPs are a
-multiplication and an addition; only matrix products, convolutions and attention are counted. Nothing is timed.
+A step is counted whole, as `maskzoo cost` does: forward and backward, the strategy's own step and the teacher's look
+included. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -11,46 +11,15 @@ from __future__ import annotations
 import argparse
 import itertools
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from maskzoo import Recipe, Registry, Sample
-from maskzoo.build import build
-from maskzoo.protocols import Batch
-from maskzoo.train import train
+from maskzoo import Recipe, Registry
+from maskzoo.cost import Shape, flops_per_image
 
 BACKBONES = ("vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
 MASKERS = ("random", "block", "attmask", "clmae")
-IMAGENET = 1_281_167  # training images
-BATCH = 2
-
-
-class NoImages:
-    """A data set of nothing but its sizes."""
-
-    name = "none"
-    channels = 3
-    size = (224, 224)
-    classes = None
-    flip = True
-    mean = (0.5,) * 3
-    std = (0.25,) * 3
-
-    @property
-    def train(self) -> NoImages:
-        """Itself, as a split."""
-        return self
-
-    test = train
-
-    def __len__(self) -> int:
-        return BATCH
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(torch.zeros(3, *self.size, dtype=torch.uint8))
+IMAGENET = Shape((224, 224), images=1_281_167)  # labels make no difference to these
 
 
 def gflop_per_image(backbone: str, masker: str, registry: Registry) -> float:
@@ -60,15 +29,9 @@ def gflop_per_image(backbone: str, masker: str, registry: Registry) -> float:
             "backbone": {"timm": backbone, "position": "sin-cos"},
             "objective": {"use": "reconstruct"},
             "masking": {"strategy": masker},
-            "train": {"batch_size": BATCH, "steps": 1, "device": "cpu", "precision": "fp32"},
         }
     )
-    session = build(recipe, NoImages(), registry, steps_in_epoch=1)  # type: ignore[arg-type]
-    images = torch.randn(BATCH, 3, 224, 224)
-    # As plain matrix products, since the counter does not know the CPU's fused attention.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        next(train(session, [Batch(images, None, torch.arange(BATCH))]))
-    return counter.get_total_flops() / BATCH / 1e9
+    return flops_per_image(recipe, registry, IMAGENET).total / 1e9
 
 
 def main() -> None:
@@ -83,7 +46,7 @@ def main() -> None:
     for backbone, masker in itertools.product(chosen.backbone, chosen.masker):
         cost = gflop_per_image(backbone, masker, registry)
         ratio = cost / cheapest.setdefault(backbone, cost)
-        table.add_row(backbone, masker, f"{cost:.1f}", f"{ratio:.2f}", f"{cost * IMAGENET / 1e9:.3f}")
+        table.add_row(backbone, masker, f"{cost:.1f}", f"{ratio:.2f}", f"{cost * len(IMAGENET) / 1e9:.3f}")
     Console().print(table)
 
 

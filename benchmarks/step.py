@@ -29,10 +29,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from maskzoo import Recipe, Registry
 from maskzoo.build import build
+from maskzoo.cost import Shape, flop_counter
 from maskzoo.engine import keep_memory
 from maskzoo.protocols import Batch
 from maskzoo.train import train
@@ -105,7 +105,7 @@ def maskzoo_clmae(size: Size, setting: Setting) -> Iterator[Any]:
 
 
 def _maskzoo(strategy: str, size: Size, setting: Setting) -> Iterator[Any]:
-    dataset: Any = _Shape((size.pixels, size.pixels))
+    dataset: Any = Shape((size.pixels, size.pixels))
     session = build(_recipe(strategy, size, setting), dataset, Registry(), steps_in_epoch=1)
     images = size.images(setting.device)
     batch = Batch(images, None, torch.arange(size.batch, device=setting.device))
@@ -138,32 +138,6 @@ def _recipe(strategy: str, size: Size, setting: Setting) -> Recipe:
         },
     }
     return Recipe.from_plain(plain)
-
-
-@attrs.frozen
-class _Shape:
-    """A data set as `build` looks at one: how large its images are, and nothing to load."""
-
-    size: tuple[int, int]
-    name = "random numbers"
-    channels = 3
-    classes = None
-    flip = False
-    mean = (0.0, 0.0, 0.0)
-    std = (1.0, 1.0, 1.0)
-
-    def __len__(self) -> int:
-        return 1
-
-    @property
-    def train(self) -> _Shape:
-        """Itself: no split is ever read."""
-        return self
-
-    @property
-    def test(self) -> _Shape:
-        """Itself: no split is ever read."""
-        return self
 
 
 def lightly_mae(size: Size, setting: Setting) -> Iterator[Any]:
@@ -409,25 +383,9 @@ def _resident(line: str) -> int:
 
 def flops_of(steps: Iterator[Any]) -> int:
     """FLOPs of the next step as torch counts them: those of matrix products, convolutions and attention."""
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with flop_counter() as counter:
         next(steps)
     return int(counter.get_total_flops())
-
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """FLOPs of the CPU's attention kernel, of shapes; torch's counter knows those of all other devices."""
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-
-def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """FLOPs of its backward pass, which makes the scores once more."""
-    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
-
-
-_CPU_ATTENTION: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
 
 
 def timed(steps: Iterator[Any], device: torch.device) -> float:

@@ -155,6 +155,169 @@ def _data(text: str, registry: Registry) -> Any:
     raise RecipeError(f"recipe.data: '{text}' is neither a folder nor a data set; {nearest(text, known)}")
 
 
+@main.command()
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@overrides
+def cost(recipe: Path | None, **changes: Any) -> None:
+    """Say what a step costs: FLOPs of an image, without data, memory or time.
+
+    RECIPE and the options are those of `maskzoo train`. Matrix products, convolutions and attention are counted.
+    """
+    from rich.console import Console
+
+    from maskzoo.cost import cost_table
+    from maskzoo.recipe import Recipe
+    from maskzoo.registry import Registry
+
+    registry = Registry()
+    plain = changed(recipe, registry, **changes)
+    Console().print(cost_table(Recipe.from_plain(plain), registry), highlight=False)
+
+
+@main.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--with", "evaluators", metavar="NAME,...", help="Evaluators, e.g. knn:[5,20],linear; else the run's.")
+@click.option("--data", metavar="NAME|FOLDER", help="Other data than the run's.")
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "class"]),
+    default="mean",
+    show_default=True,
+    help="Features: the mean of the patches' tokens, or the class token.",
+)
+@click.option("--device", default="auto", metavar="NAME", help="auto, cuda, mps or cpu.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="E.g. linear.epochs=50; may be repeated.")
+@click.option("--backbone", metavar="NAME", help="In place of a run: any timm model, or a registered backbone.")
+@click.option("--weights", type=click.Path(path_type=Path), metavar="PATH", help="Weights for --backbone.")
+@click.option("--pretrained", is_flag=True, help="timm's own weights for --backbone, downloaded.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where --backbone's figures go.")
+def evaluate(
+    run: Path | None, backbone: str | None, weights: Path | None, pretrained: bool, out: Path | None, **wishes: Any
+) -> None:
+    """Measure what the encoder of RUN has learnt, by its newest checkpoint, or any other encoder.
+
+    The figures go into evaluation.json, each with the settings it was measured under. A figure of the same settings is
+    replaced, all others stay.
+    """
+    if (run is None) == (backbone is None):
+        raise RecipeError("give the folder of a run, or --backbone with --out")
+    if backbone is None and (weights is not None or pretrained or out is not None):
+        raise RecipeError("--weights, --pretrained and --out go with --backbone; a run has its own")
+    if backbone is not None and out is None:
+        raise RecipeError("--out: say in which folder the figures of --backbone are to be kept")
+    from rich.console import Console
+
+    from maskzoo.evaluate import Wishes, evaluate_backbone, evaluate_run
+    from maskzoo.registry import Registry
+
+    registry = Registry()
+    if wishes["data"] is not None:
+        wishes["data"] = _data(wishes["data"], registry)
+    if run is not None:
+        evaluate_run(run, Wishes(**wishes), registry, Console())
+    elif backbone is not None and out is not None:
+        evaluate_backbone(backbone, weights, pretrained, out, Wishes(**wishes), registry, Console())
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.option("--masker", metavar="NAME", help="Masking strategy; by default random, or the run's.")
+@click.option("--schedule", metavar="NAME", help="Curriculum of the masker, e.g. adversary or linear:0:-0.5.")
+@click.option("--ratio", metavar="SHARE", help="Share of hidden patches: a number, or e.g. linear:0.5:0.75.")
+@click.option("--moments", type=int, default=5, metavar="N", help="Moments from the first step to the last.")
+@click.option("--run", type=click.Path(path_type=Path), metavar="RUN", help="A run, through whose model to look.")
+@click.option("--backbone", metavar="NAME", help="Without a run: a timm model to look through.")
+@click.option("--pretrained", is_flag=True, help="With timm's weights for --backbone, downloaded.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Decides the masks.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), metavar="FILE", help="The PNG.")
+@click.option("--no-terminal", is_flag=True, help="Do not draw in the terminal too.")
+def preview(images: tuple[Path, ...], out: Path, no_terminal: bool, **wish: Any) -> None:
+    """Draw what a masker hides of IMAGE files over its curriculum, without training.
+
+    Those that look through a model (attmask, pooled-query, clmae) need --run, or, where they learn nothing, --backbone.
+    """
+    from rich.console import Console
+
+    from maskzoo.preview import Wish
+    from maskzoo.preview import preview as draw
+    from maskzoo.recipe import parse
+    from maskzoo.registry import Registry
+
+    read = {name: parse(text) for name in ("masker", "schedule", "ratio") if (text := wish.pop(name)) is not None}
+    draw(images, Wish(**read, **wish), out, Registry(), Console(), terminal=not no_terminal)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(["timm", "safetensors"]), default="timm", help="What shall be able to load it.")
+@click.argument("folder", type=click.Path(path_type=Path))
+def export(run: Path, to: str, folder: Path) -> None:
+    """Write the encoder that RUN has trained into FOLDER, for use elsewhere.
+
+    After `--to timm`, timm.create_model('local-dir:FOLDER', pretrained=True) has it, and timm's transforms fit.
+    """
+    from rich.console import Console
+
+    from maskzoo.export import export as write
+    from maskzoo.registry import Registry
+    from maskzoo.trained import open_run
+
+    for sentence in write(open_run(run, Registry()), to, folder):
+        Console(soft_wrap=True).print(sentence, highlight=False, markup=False)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]...")
+@click.option("--maskers", metavar="CELL,...", help="Cells, e.g. random,attmask+adversary,clmae@0.6.")
+@click.option("--vary", multiple=True, metavar="KEY=VALUE,...", help="Each value with each masker; may be repeated.")
+@click.option("--seeds", default="3", show_default=True, metavar="N|LIST", help="How many, or which, e.g. 0,7.")
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="What all cells share.")
+@overrides
+@click.option("--baseline", metavar="CELL", help="What the others are compared with; else the first.")
+@click.option(
+    "--equal",
+    type=click.Choice(["epochs", "flops", "time"]),
+    default="epochs",
+    show_default=True,
+    help="What every cell may spend: the recipe's epochs, or the baseline's FLOPs or time.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), default=1, metavar="N", help="Runs at once (on each of --devices).")
+@click.option("--devices", default="", metavar="NAME,...", help="E.g. cuda:0,cuda:1: a run on each at once.")
+@click.option("--launcher", type=click.Choice(["local", "submitit"]), default="local", help="submitit: to SLURM.")
+@click.option("--launch", multiple=True, metavar="KEY=VALUE", help="For submitit, e.g. slurm_partition=gpu.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("comparison"), metavar="FOLDER", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Print the plan and what it costs, and train nothing.")
+def compare(runs: tuple[Path, ...], recipe: Path | None, settings: tuple[str, ...], **options: Any) -> None:
+    """Compare maskers over several seeds: train what is missing, evaluate, and write a report.
+
+    Stopped at any point (exit code 75), the same command goes on where it was; so does --out FOLDER alone. With RUN
+    after RUN, report on runs that are there already. The report is one page, report.html, beside tables and figures.
+    """
+    from rich.console import Console
+
+    console = Console()
+    ours = ("maskers", "vary", "seeds", "baseline", "equal", "jobs", "devices", "launcher", "launch", "out", "dry_run")
+    wishes = {name: options.pop(name) for name in ours}
+    given = recipe is not None or bool(settings) or any(value is not None for value in options.values())
+    if runs:
+        if given or wishes["maskers"] is not None or wishes["vary"] or wishes["dry_run"]:
+            raise RecipeError("name runs that are there, or say with --maskers what is to be trained, but not both")
+        from maskzoo.compare.report import report_on
+
+        report_on(wishes["out"], runs, wishes["baseline"], console)
+        return
+    if options["seed"] is not None:
+        raise RecipeError("--seed: a comparison has several; say which with --seeds, e.g. --seeds 5 or --seeds 0,7")
+    from maskzoo.compare.whole import compare_all
+    from maskzoo.registry import Registry
+
+    registry = Registry()
+    base = None
+    if given or wishes["maskers"] is not None or wishes["vary"]:
+        base = changed(recipe, registry, settings=settings, **options)
+    compare_all(base, registry, console, **wishes)
+
+
 @main.command(name="list")
 @click.argument("kinds", nargs=-1, metavar="[KIND]...")
 @click.option("--matrix", is_flag=True, help="Which strategy goes with which backbone and objective.")
@@ -246,8 +409,11 @@ def description(kind: str, cls: type, plugin: Any) -> Any:
         ("provides", "provides"),
         ("learns", "learning"),
         ("default curriculum", "default_curriculum"),
+        ("default ratio", "default_ratio"),
     ):
         value = getattr(cls, attribute, None)
+        if isinstance(value, float):
+            value = f"{value:g}"
         if isinstance(value, frozenset):
             value = ", ".join(sorted(value)) or "nothing"
         if isinstance(value, Mapping):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from maskzoo import Mask, MaskingContext, Objective, Outcome, Strategy, define, hookimpl
 
 DIVERSITY_SCALE = 0.1  # of the distance between two masks
-PDIST_DEVICES = ("cpu", "cuda", "xpu")  # torch has pdist for no other
+PDIST_DEVICES = ("cpu", "cuda", "meta", "xpu")  # torch has pdist for no other
 
 
 @define

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from maskzoo import Registry
+from maskzoo.cost import Shape, flops_per_image
+
 PROMISED = {"name", "size", "precision", "seconds", "flops", "share", "peak_bytes"}
 
 
@@ -59,7 +62,7 @@ def flops_by_hand(size: Any) -> int:
 
     def block(tokens: int, dim: int) -> int:
         layers = linear(tokens, dim, 3 * dim) + linear(tokens, dim, dim) + 2 * linear(tokens, dim, 4 * dim)
-        products = 2 + 4 + 1  # of queries, keys and values; the backward pass makes the scores once more
+        products = 2 + 4  # of queries, keys and values; that a kernel makes the scores once more does not count
         return layers + products * 2 * tokens**2 * dim
 
     embedding = linear(patches, pixels, size.width) * 2 // 3  # images need no gradient
@@ -70,6 +73,12 @@ def flops_by_hand(size: Any) -> int:
 
 def test_flops_of_a_mae_step_agree_with_a_count_by_hand(needed: Any) -> None:
     assert needed.flops == pytest.approx(flops_by_hand(step.TINY), rel=0.03)
+
+
+def test_the_benchmark_counts_as_the_program_does(needed: Any) -> None:
+    recipe = step._recipe("random", step.TINY, CPU)
+    costs = flops_per_image(recipe, Registry(), Shape((step.TINY.pixels, step.TINY.pixels)))
+    assert needed.flops == pytest.approx(costs.total * step.TINY.batch, rel=1e-6)
 
 
 @pytest.mark.usefixtures("tiny")

@@ -1,0 +1,247 @@
+"""The comparison as a table: its entries as text once, and then as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+
+import attrs
+
+from maskzoo.compare.cells import Cell, Comparison, signed, unit
+from maskzoo.compare.statistics import FEW, Difference, Summary
+
+SPREAD = "SD"
+NONE = "\u2013"  # an entry that there is not, and the dash between the ends of a range
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    NONE: "--",
+}
+
+
+@attrs.frozen
+class Entry:
+    """One entry of the table."""
+
+    text: str
+    bold: bool = False
+    note: str = ""  # more about it, where there is room
+
+
+@attrs.frozen
+class Column:
+    """One column of the table, an entry for each cell of the comparison."""
+
+    head: str
+    entries: list[Entry]
+    score: str = ""  # what it belongs to
+    numbers: bool = True
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """The whole table, column by column."""
+    cells = comparison.cells
+    names = [Entry(cell.name, note="baseline" if cell.name == comparison.baseline else "") for cell in cells]
+    made = [Column("cell", names, numbers=False), Column("seeds", [Entry(str(len(cell.runs))) for cell in cells])]
+    for score in comparison.scores:
+        factor, decimals, sign = unit(score)
+        head = f"{score} ({sign})" if sign else score
+        summaries, differences = comparison.summaries(score), comparison.differences(score)
+        leader = comparison.best(score)
+        means = [
+            _mean(summaries.get(cell.name), factor, decimals, bold=cell.name == leader, runs=len(cell.runs))
+            for cell in cells
+        ]
+        made.append(Column(head, means, score))
+        made.append(Column(SPREAD, [_deviation(summaries.get(cell.name), factor, decimals) for cell in cells], score))
+        if len(cells) > 1:
+            tests = [
+                (differences.get(cell.name), "baseline" if cell.name == comparison.baseline else "other data")
+                for cell in cells
+            ]
+            made.append(Column("difference", [_gap(test, factor, decimals, none) for test, none in tests], score))
+            made.append(Column("p (Holm)", [_chance(test) for test, _ in tests], score))
+    if comparison.flops:
+        made.append(Column("GFLOPs an image", [_flops(comparison.flops.get(cell.name)) for cell in cells]))
+    made.append(Column("images seen", [Entry(_same([run.images for run in cell.runs.values()])) for cell in cells]))
+    made.append(Column("minutes", [Entry(_minutes(cell)) for cell in cells]))
+    return made
+
+
+def markdown(comparison: Comparison) -> str:
+    """The table for a README, with what is needed to read it."""
+    table = columns(comparison)
+    lines = [
+        "| " + " | ".join(_pipes(column.head) for column in table) + " |",
+        "|" + "|".join(" ---: " if column.numbers else " :--- " for column in table) + "|",
+    ]
+    for row in range(len(comparison.cells)):
+        entries = [column.entries[row] for column in table]
+        texts = [f"**{_pipes(entry.text)}**" if entry.bold else _pipes(entry.text) for entry in entries]
+        lines.append("| " + " | ".join(texts) + " |")
+    notes = "\n\n".join(how_to_read(comparison))
+    remarks = "".join(f"- {_pipes(remark)}\n" for remark in comparison.remarks)
+    return "\n".join(lines) + f"\n\n{notes}\n" + (f"\nRemarks:\n\n{remarks}" if remarks else "")
+
+
+def latex(comparison: Comparison) -> str:
+    r"""The table as a float that compiles wherever `\usepackage{booktabs}` stands, for the paper."""
+    table = columns(comparison)
+    lines = [
+        "% Needs \\usepackage{booktabs}.",
+        "\\begin{table}",
+        "  \\centering",
+        f"  \\caption{{{escaped(' '.join(how_to_read(comparison)))}}}",
+        f"  \\begin{{tabular}}{{{''.join('r' if column.numbers else 'l' for column in table)}}}",
+        "    \\toprule",
+        "    " + " & ".join(escaped(column.head) for column in table) + r" \\",
+        "    \\midrule",
+    ]
+    for row in range(len(comparison.cells)):
+        entries = [column.entries[row] for column in table]
+        lines.append("    " + " & ".join(_latex_entry(entry) for entry in entries) + r" \\")
+    lines += ["    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""]
+    return "\n".join(lines)
+
+
+def results_csv(comparison: Comparison) -> str:
+    """One line a run: the raw scores, from which everything else can be computed again."""
+    scores = comparison.scores
+    head = ["cell", "seed", "run", *scores, "steps", "images", "images_per_second", "seconds", "device", "maskzoo"]
+    rows = []
+    for cell in comparison.cells:
+        for seed, run in sorted(cell.runs.items()):
+            device = run.environment.get("device_name") or run.environment.get("device", "")
+            made_by = run.environment.get("versions", {}).get("maskzoo", "")
+            measured = [run.scores.get(score) for score in scores]
+            rows.append(
+                [cell.name, seed, run.path, *measured, run.steps, run.images, run.speed, run.seconds, device, made_by]
+            )
+    return _csv([head, *rows])
+
+
+def statistics_csv(comparison: Comparison) -> str:
+    """One line for each cell and score, unrounded and in the score's own unit."""
+    head = [
+        *("cell", "score", "seeds", "mean", "deviation", "low", "high", "baseline", "pairs", "difference"),
+        *("difference_low", "difference_high", "p", "p_holm"),
+    ]
+    rows: list[list[object]] = []
+    for score in comparison.scores:
+        differences = comparison.differences(score)
+        for name, one in comparison.summaries(score).items():
+            row = [name, score, one.count, one.mean, one.deviation, one.low, one.high, comparison.baseline]
+            test = differences.get(name)
+            gap = None if test is None else test.summary
+            if test is not None and gap is not None:
+                row += [test.pairs, gap.mean, gap.low, gap.high, test.p, test.adjusted]
+            rows.append(row + [None] * (len(head) - len(row)))
+    return _csv([head, *rows])
+
+
+def how_to_read(comparison: Comparison) -> list[str]:
+    """Sentences on what the numbers are."""
+    budgets = {
+        "epochs": "Every cell was trained for as long as its own recipe says.",
+        "flops": f"Every cell was trained for as many FLOPs as '{comparison.baseline}'.",
+        "time": f"Every cell was trained for about the time of '{comparison.baseline}', by a probe of its speed.",
+    }
+    count = len(comparison.cells)
+    sentences = [budgets.get(comparison.equal, "")]
+    if len(comparison.seeds) > 1:
+        sentences.append("Entries are means over seeds with the half-width of their 95 % interval (Student's t).")
+    if count > 1:
+        sentences.append(
+            f"Differences are to '{comparison.baseline}', seed by seed; p is that of a paired t-test after Holm's "
+            f"correction over {'the one other cell' if count == 2 else f'the {count - 1} other cells'}."
+        )
+        sentences.append(
+            "Bold is what a paired test supports as better than every other cell (Holm's correction over all pairs, "
+            "5 %)."
+        )
+    pairs = min((len(cell.runs) for cell in comparison.cells), default=0)
+    if pairs < 2:
+        sentences.append("Where a cell has one seed, there are not enough seeds to tell.")
+    elif pairs <= FEW:
+        sentences.append(f"With {pairs} seeds the intervals are wide, and only large differences can be shown.")
+    return sentences
+
+
+def escaped(text: str) -> str:
+    """Text as LaTeX sets it, special signs and all."""
+    return "".join(LATEX.get(sign, sign) for sign in text)
+
+
+def _latex_entry(entry: Entry) -> str:
+    text = escaped(entry.text)
+    text = f"$-${text[1:]}" if re.match(r"-\d", text) else text
+    return f"\\textbf{{{text}}}" if entry.bold else text
+
+
+def _pipes(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
+
+
+def _mean(summary: Summary | None, factor: float, decimals: int, *, bold: bool, runs: int) -> Entry:
+    if summary is None:
+        return Entry(NONE, note="not measured")
+    text = f"{summary.mean * factor:.{decimals}f}"
+    if summary.half is not None:
+        text += f" ± {summary.half * factor:.{decimals}f}"
+    return Entry(text, bold, f"of {summary.count} of {runs} runs" if summary.count < runs else "")
+
+
+def _deviation(summary: Summary | None, factor: float, decimals: int) -> Entry:
+    if summary is None or summary.deviation is None:
+        return Entry(NONE)
+    return Entry(f"{summary.deviation * factor:.{decimals}f}")
+
+
+def _gap(test: Difference | None, factor: float, decimals: int, none: str) -> Entry:
+    if test is None:
+        return Entry(none)
+    if test.summary is None:
+        return Entry(NONE, note="no seed in common")
+    text = signed(test.summary.mean * factor, decimals)
+    if test.summary.half is not None:
+        text += f" ± {test.summary.half * factor:.{decimals}f}"
+    return Entry(text)
+
+
+def _chance(test: Difference | None) -> Entry:
+    if test is None:
+        return Entry(NONE)
+    if test.pairs < 2:
+        return Entry("not enough seeds to tell")
+    if test.adjusted is None:
+        return Entry("same in every pair", note="no spread to test against")
+    return Entry("< 0.001" if test.adjusted < 0.001 else f"{test.adjusted:.3f}")
+
+
+def _flops(count: float | None) -> Entry:
+    return Entry(NONE if count is None else f"{count / 1e9:.3g}")
+
+
+def _same(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,}{NONE}{high:,}"
+
+
+def _minutes(cell: Cell) -> str:
+    known = [run.seconds / 60 for run in cell.runs.values() if run.seconds is not None]
+    return f"{sum(known) / len(known):.3g}" if known else NONE

@@ -1,0 +1,88 @@
+"""A comparison from its plan to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from maskzoo.compare.launch import speed_of, train_missing
+from maskzoo.compare.plan import plan, planned, table
+from maskzoo.compare.report import refuse_foreign, report, tell
+from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.recipe import parse
+from maskzoo.registry import Registry
+
+
+def compare_all(
+    base: Mapping[str, Any] | None,
+    registry: Registry,
+    console: Console,
+    *,
+    maskers: str | None,
+    vary: Sequence[str],
+    seeds: str,
+    baseline: str | None,
+    equal: str,
+    jobs: int,
+    devices: str,
+    launcher: str,
+    launch: Sequence[str],
+    out: Path,
+    dry_run: bool,
+) -> None:
+    """Plan, train what is missing, and report; without a recipe, go on with the plan that is in `out`.
+
+    A run that fails does not keep the others from being trained and reported: MaskZooError tells of it at the end.
+    Raises RecipeError for a plan that cannot be, and StoppedError when a signal ended it.
+    """
+    settings = _settings(launch, launcher)
+    if equal == "time" and launcher == "submitit":
+        raise RecipeError("--equal time: speeds are measured on this machine, not where submitit sends the runs")
+    refuse_foreign(out)
+    if base is None:
+        made = planned(out)
+    else:
+        made = plan(
+            out,
+            base,
+            registry,
+            maskers=maskers,
+            vary=vary,
+            seeds=seeds,
+            baseline=baseline,
+            equal=equal,
+            speed_of=None if dry_run else lambda name, plain: speed_of(out, registry, console, name, plain),
+            keep=not dry_run,
+        )
+    console.print(table(made))
+    if dry_run:
+        if any(row.steps is None for row in made.rows) and equal == "time":
+            console.print("the steps of the others are known when their speed has been measured")
+        return
+    names = [name.strip() for name in devices.split(",") if name.strip()]
+    failures = train_missing(made, registry, console, jobs=jobs, devices=names, launcher=launcher, settings=settings)
+    if not any(job.done for job in made.jobs):
+        raise MaskZooError("\n".join(failures) or f"none of the runs in '{out}' has finished")
+    tell(
+        report(out, made.paths, made.baseline, equal=made.equal, flops=made.flops, remarks=failures),
+        out,
+        console,
+    )
+    if failures:
+        raise MaskZooError(f"{len(failures)} of {len(made.jobs)} runs failed; '{out}' reports on the others")
+
+
+def _settings(launch: Sequence[str], launcher: str) -> dict[str, Any]:
+    """--launch KEY=VALUE as what submitit is told."""
+    if launch and launcher != "submitit":
+        raise RecipeError("--launch: goes with --launcher submitit")
+    settings = {}
+    for text in launch:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise RecipeError(f"--launch: expected KEY=VALUE, got '{text}'")
+        settings[key.strip()] = parse(value.strip())
+    return settings

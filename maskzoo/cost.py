@@ -1,0 +1,397 @@
+"""What a recipe's step costs, in FLOPs of one image: counted on tensors that have a shape and no values.
+
+Two FLOPs are a multiplication and an addition; only matrix products, convolutions and attention are counted, and of
+attention what must be computed, not what a fused kernel computes once more in its backward pass: so a step costs the
+same on every device. Shapes: B images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from maskzoo.build import check_needs, check_ratio, choose_curriculum, choose_ratio, make_backbone, points, schedules_in
+from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.protocols import MaskingContext, Sample, Strategy
+from maskzoo.recipe import MaskingRecipe, Recipe, Use, make
+from maskzoo.registry import Registry
+from maskzoo.teacher import Teacher
+from maskzoo.train import LearnerStep, ModelStep, alternate_learners
+
+BATCH = 2  # images that are counted; a loss over pairs of images needs two
+MOMENTS = 10  # of the run, where its ratio or its curriculum moves
+UNKNOWN_STEPS = 1000  # of an epoch of which nobody knows how many images it has
+USUAL_SIZE = (224, 224)
+
+
+@attrs.frozen
+class Costs:
+    """FLOPs of one image in one whole step, forward and backward, as a mean over the run."""
+
+    model: float  # what the objective makes of the hard mask, forward and backward
+    teacher: float  # what the teacher is asked for, whoever asks
+    strategy: float  # choosing the mask, and the step of its own of a strategy that learns
+    parameters: int  # that the model's optimizer moves, decoder and all
+    strategy_parameters: int = 0  # of strategies that learn
+    device: str = "meta"  # "cpu" where something looked at values, and images of zeros had to be given
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.model + self.teacher + self.strategy
+
+
+@attrs.frozen
+class Shape:
+    """A data set of nothing but its sizes; it matches the protocols of a data set and of its splits."""
+
+    size: tuple[int, int] = USUAL_SIZE
+    channels: int = 3
+    class_count: int = 0  # 0: no labels
+    images: int = 0  # to learn from; 0: unknown
+    name = "none"
+    flip = False
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Numbers for names."""
+        return [str(number) for number in range(self.class_count)] or None
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Nothing to shift by."""
+        return (0.0,) * self.channels
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Nothing to scale by."""
+        return (1.0,) * self.channels
+
+    @property
+    def train(self) -> Shape:
+        """Itself, as a split."""
+        return self
+
+    test = train
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(torch.zeros(self.channels, *self.size, dtype=torch.uint8))
+
+
+DOWNLOADED = {  # data sets that would be fetched when they are opened, and are the same everywhere
+    "cifar10": Shape((32, 32), 3, 10, 50_000),
+    "fashion-mnist": Shape((28, 28), 1, 10, 60_000),
+}
+
+
+def shape_of(recipe: Recipe, registry: Registry) -> Any:
+    """The data set of a recipe, or its sizes alone where opening it would fetch it, or where it is not here.
+
+    Of a data set that is neither known nor here the sizes are those that the recipe names, else 3 channels of 224
+    pixels a side, and the number of its images is unknown (0).
+    """
+    use = recipe.data
+    table: dict[str, Any] = {"use": use} if isinstance(use, str) else dict(use) if isinstance(use, Mapping) else {}
+    name = str(table.get("use"))
+    if name in DOWNLOADED:
+        return DOWNLOADED[name]
+    if name != "timm":  # which may fetch gigabytes
+        try:
+            return make(registry, "dataset", use, "recipe.data")
+        except RecipeError:
+            root = table.get("root")
+            if not isinstance(root, str) or Path(root).expanduser().exists():
+                raise
+    size = table.get("size", USUAL_SIZE)
+    return Shape(
+        size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+        channels=table.get("channels", 3),
+        class_count=table.get("class_count", 0),
+        images=table.get("train_images") or 0,
+    )
+
+
+def flops_per_image(recipe: Recipe, registry: Registry, shape: Any = None) -> Costs:
+    """What one image costs in a step of this recipe, on data of this `shape`: a data set, or a `Shape`.
+
+    Nothing is loaded or downloaded, and nothing large is held: pretrained weights and those to start from are left
+    out. Raises RecipeError or ContractError for a recipe that could not be trained.
+    """
+    shape = shape_of(recipe, registry) if shape is None else shape
+    try:
+        return _counted(recipe, registry, shape, "meta")
+    except MaskZooError:
+        raise
+    except (RuntimeError, NotImplementedError):  # somebody looks at values, which a meta tensor has not
+        return _counted(recipe, registry, shape, "cpu")
+
+
+def steps_of(recipe: Recipe, shape: Any) -> int | None:
+    """The steps of the whole run; None where neither the recipe nor the data say."""
+    images = len(shape.train)
+    in_epoch = images // recipe.train.batch_size
+    return recipe.train.steps or (recipe.train.epochs * in_epoch if in_epoch else None)
+
+
+def with_random(recipe: Recipe) -> Recipe:
+    """The same recipe with random masks, which is what a strategy's price is compared with."""
+    return attrs.evolve(recipe, masking=MaskingRecipe(ratio=recipe.masking.ratio, strategy="random"))
+
+
+def cost_table(recipe: Recipe, registry: Registry) -> Table:
+    """What `maskzoo cost` prints."""
+    shape = shape_of(recipe, registry)
+    costs = flops_per_image(recipe, registry, shape)
+    table = Table("", "GFLOP an image", "share", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    lines = [("model, forward and backward", costs.model), ("teacher", costs.teacher), ("strategy", costs.strategy)]
+    for title, flops in lines:
+        table.add_row(title, gigas(flops), f"{flops / costs.total:.0%}" if costs.total else "")
+    table.add_row("[bold]total[/bold]", f"[bold]{gigas(costs.total)}[/bold]", "", end_section=True)
+    try:
+        cheapest = flops_per_image(with_random(recipe), registry, shape).total
+        table.add_row("of the same with random", f"{costs.total / cheapest:.2f} x", "")
+    except MaskZooError:
+        pass  # no strategy of that name, or one that the objective refuses
+    steps = steps_of(recipe, shape)
+    if steps is None:
+        table.add_row("whole run", "unknown", "")
+    else:
+        seen = steps * recipe.train.batch_size
+        table.add_row("whole run", f"{costs.total * seen:.3g} FLOP", f"{seen:,} images")
+    table.add_row("parameters of the model", f"{costs.parameters:,}", "")
+    if costs.strategy_parameters:
+        table.add_row("parameters of the strategy", f"{costs.strategy_parameters:,}", "")
+    if steps is None:
+        table.caption = "the run's cost needs the data's number of images, or train.steps"
+    if costs.device != "meta":
+        table.caption = "counted on two images of zeros: something in this recipe looks at values"
+    return table
+
+
+def gigas(flops: float) -> str:
+    """FLOPs in units of 10^9, to four digits."""
+    return f"{flops / 1e9:.4g}"
+
+
+# ------------------------------------------------------------------------------------------------------------ counting
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, which then knows the attention of every device, and counts it alike on all of them."""
+    aten = torch.ops.aten
+    backward = [
+        aten._scaled_dot_product_efficient_attention_backward,
+        aten._scaled_dot_product_flash_attention_backward,
+        aten._scaled_dot_product_cudnn_attention_backward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    ]
+    mapping: dict[Any, Any] = {aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    return FlopCounterMode(display=False, custom_mapping=mapping | dict.fromkeys(backward, _attention_backward))
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of attention, of shapes: two products."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of its backward pass: four products. The scores that a kernel makes anew are not counted."""
+    return 2 * _attention(query, key, value)
+
+
+class _Accounts:
+    """To whom the FLOPs of a step go."""
+
+    def __init__(self, owner: str) -> None:
+        self.flops = {"model": 0, "teacher": 0, "strategy": 0}
+        self._owners, self._settled = [owner], 0
+        self._counter = flop_counter()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Count what happens inside."""
+        with self._counter:
+            yield
+            self._settle()
+
+    @contextmanager
+    def charging(self, owner: str) -> Iterator[None]:
+        """Charge what happens inside to another."""
+        self.enter(owner)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self, owner: str) -> None:
+        """From here on it is `owner` who pays."""
+        self._settle()
+        self._owners.append(owner)
+
+    def leave(self) -> None:
+        """From here on it is again whoever paid before."""
+        self._settle()
+        self._owners.pop()
+
+    def _settle(self) -> None:
+        total = self._counter.get_total_flops()
+        self.flops[self._owners[-1]] += total - self._settled
+        self._settled = total
+
+
+@attrs.frozen(eq=False)
+class _Step:
+    """The parts of a step, made but never trained."""
+
+    objective: Any
+    strategy: Any
+    teacher: Teacher | None
+    images: Tensor  # [B, C, *size]
+    labels: Tensor | None
+
+    def context(self, ratio: float, factor: float, progress: float, least: tuple[int, int]) -> MaskingContext:
+        """What the strategy may see at that moment."""
+        context = MaskingContext.of(
+            self.objective, self.images, ratio, factor=factor, progress=progress, labels=self.labels
+        )
+        return attrs.evolve(
+            context,
+            index=torch.arange(BATCH, device=self.images.device),
+            teacher=None if self.teacher is None else self.teacher.module,  # type: ignore[arg-type]  # an objective
+            least_hidden=least[0],
+            least_shown=least[1],
+        ).counted_by(self.strategy)
+
+    def of_model(self, context: MaskingContext) -> dict[str, int]:
+        """FLOPs of the model's step, by who pays."""
+        accounts = _Accounts("model")
+        step = ModelStep(self.objective, self.strategy).train()
+        step.hide = charged(accounts, "strategy", step.hide)
+        with accounts.open(), self._teacher_pays(accounts):
+            loss = step(context)[2]
+            loss.backward()
+        return accounts.flops
+
+    def of_learners(self, context: MaskingContext) -> dict[str, int]:
+        """FLOPs of the steps of those who learn by themselves, by who pays."""
+        accounts = _Accounts("strategy")
+        learners = alternate_learners(self.strategy)
+        with accounts.open(), self._teacher_pays(accounts):
+            for learner, seen in self.strategy.active(context):
+                if learner in learners:
+                    step = LearnerStep(learner).train()
+                    loss, _ = step(seen)
+                    torch.autograd.backward(loss, inputs=[one for one in step.parameters() if one.requires_grad])
+        return accounts.flops
+
+    @contextmanager
+    def _teacher_pays(self, accounts: _Accounts) -> Iterator[None]:
+        """Charge to the teacher whatever any part of it computes, by whichever method it was asked."""
+        handles = []
+        for part in [] if self.teacher is None else self.teacher.module.modules():
+            handles.append(part.register_forward_pre_hook(lambda *_: accounts.enter("teacher")))
+            handles.append(part.register_forward_hook(lambda *_: accounts.leave()))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def charged(accounts: _Accounts, owner: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same call, at the cost of `owner`."""
+
+    def paid(*arguments: Any) -> Any:
+        with accounts.charging(owner):
+            return call(*arguments)
+
+    return paid
+
+
+def _counted(recipe: Recipe, registry: Registry, shape: Any, device: str) -> Costs:
+    step = _made(recipe, registry, shape, device)
+    steps = steps_of(recipe, shape) or recipe.train.epochs * UNKNOWN_STEPS
+    epochs = steps * recipe.train.batch_size / (len(shape.train) or UNKNOWN_STEPS * recipe.train.batch_size)
+    ratio: Any = make(registry, "schedule", choose_ratio(recipe.masking, step.objective), "recipe.masking.ratio")
+    factor: Any = make(
+        registry, "schedule", choose_curriculum(recipe.masking, step.strategy), "recipe.masking.curriculum"
+    )
+    for schedule in [ratio, factor, *schedules_in(step.strategy), *schedules_in(step.objective)]:
+        schedule.setup(epochs, steps)
+    least = check_ratio(ratio, step.strategy, step.objective, points(steps))
+    composed = step.strategy.active.__qualname__ != Strategy.active.__qualname__
+    known: dict[Any, dict[str, float]] = {}
+    moments = []
+    for number in range(MOMENTS):
+        progress = (number + 0.5) / MOMENTS
+        context = step.context(ratio(progress), factor(progress), progress, least)
+        by_rank = abs(context.factor) * context.count >= 1  # where nothing is, nobody asks for the hardness
+        dials = context.count, by_rank and context.factor > 0, by_rank, progress if composed else None
+        if dials not in known:
+            own, learners = step.of_model(context), step.of_learners(context)
+            known[dials] = {name: own[name] + learners[name] / recipe.masking.strategy_every for name in own}
+        moments.append(known[dials])
+    mean = {name: sum(moment[name] for moment in moments) / MOMENTS / BATCH for name in moments[0]}
+    return Costs(
+        **mean,
+        parameters=trained_parameters(step.objective),
+        strategy_parameters=sum(trained_parameters(learner) for learner in step.strategy.learners()),
+        device=device,
+    )
+
+
+def _made(recipe: Recipe, registry: Registry, shape: Any, device: str) -> _Step:
+    """What `build` would make, without weights where the device is "meta", and without an optimizer."""
+    try:
+        with torch.device(device):
+            backbone, objective, strategy = _built(recipe, registry, shape)
+    except MaskZooError:  # a mistake, which will show again; or somebody looks at values while it is built
+        backbone, objective, strategy = _built(recipe, registry, shape)
+    check_needs(strategy, objective, shape)
+    for module in (objective, strategy):
+        module.to(device)
+    rows, columns = (count * side for count, side in zip(backbone.grid, backbone.patch_size, strict=True))
+    return _Step(
+        objective=objective.train(),
+        strategy=strategy.train(),
+        teacher=Teacher(objective) if "teacher" in strategy.needs | objective.needs else None,
+        images=torch.zeros(BATCH, backbone.channels, rows, columns, device=device),
+        labels=torch.zeros(BATCH, dtype=torch.int64, device=device) if shape.classes else None,
+    )
+
+
+def _built(recipe: Recipe, registry: Registry, shape: Any) -> tuple[Any, Any, Any]:
+    """Backbone, objective and strategy, on torch's default device of the moment."""
+    classes = {} if shape.classes is None else {"classes": len(shape.classes)}
+    with torch.random.fork_rng(devices=[]):
+        backbone: Any = make_backbone(untaught(recipe.backbone), shape, registry)
+        objective: Any = make(registry, "objective", recipe.objective, "recipe.objective", **classes)
+        strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
+        for path, made, sizes in (("objective", objective, backbone), ("masking.strategy", strategy, objective)):
+            try:
+                made.setup(sizes)
+            except (MaskZooError, ValueError) as problem:
+                key = getattr(problem, "key", "")
+                raise RecipeError(f"recipe.{path}{f'.{key}' if key else ''}: {problem}") from problem
+    return backbone, objective, strategy
+
+
+def untaught(use: Use) -> Use:
+    """The same backbone without pretrained weights, which need not be fetched to be counted."""
+    return {**use, "pretrained": False} if isinstance(use, Mapping) and use.get("pretrained") else use
+
+
+def trained_parameters(module: nn.Module) -> int:
+    """How many numbers an optimizer moves."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
