@@ -166,7 +166,7 @@ def _of_today(plain: Mapping[str, Any]) -> Mapping[str, Any]:
     if named != "reconstruct":
         return plain
     if "target" in objective or not isinstance(norm_pix, bool):
-        raise RecipeError('recipe.objective.norm_pix: is called target now, which is "norm_pixels" or "pixels"')
+        raise RecipeError('is called target now, which is "norm_pixels" or "pixels"', key="objective.norm_pix")
     rest = {name: value for name, value in objective.items() if name != "norm_pix"}
     return {**plain, "objective": {**rest, "target": "norm_pixels" if norm_pix else "pixels"}}
 
