@@ -22,7 +22,7 @@ from maskzoo import ContractError, Mask, RecipeError
 from maskzoo.backbones.vit import VitBackbone
 from maskzoo.gallery import Gallery
 from maskzoo.objectives.supervised import Classify, MaskSub, statistics_kept
-from maskzoo.protocols import Batch
+from maskzoo.protocols import Batch, visible_rounded_down
 from maskzoo.train import train
 
 CLASSES = 5
@@ -153,6 +153,8 @@ def test_the_published_quirk_hides_what_the_mask_shows():
     theirs = Mask(torch.logical_not(mask.hidden), 9)
     assert torch.equal(quirky(IMAGES, mask, LABELS).loss, straight(IMAGES, theirs, LABELS).loss)
     assert not torch.equal(quirky(IMAGES, mask, LABELS).loss, straight(IMAGES, mask, LABELS).loss)
+    at_224 = Mask.hide_top(torch.rand(2, 49), visible_rounded_down(0.5, 49))
+    assert (at_224.count, at_224.inverted().count) == (25, 24)  # so 25 of 49 units survive, as published
 
 
 @pytest.mark.parametrize("pooling", ["mean", "class"])
