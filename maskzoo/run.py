@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -274,6 +275,7 @@ class Source:
     def __init__(self, source: Iterator[Batch], kept: int, workers: int) -> None:
         self.source, self.kept, self.workers = source, kept, workers
         self.last: list[Batch] = []  # the micro-batches of the step in hand
+        self.others = set(multiprocessing.active_children())  # whatever runs besides the loader's workers
         self.waiting = False  # whether a batch is being waited for, so that no step is in hand
         self._broken: list[str] = []
         self._waited = self._loading = 0.0  # seconds
@@ -295,9 +297,13 @@ class Source:
             yield batch
 
     def close(self) -> None:
-        """End the loader's workers."""
-        if isinstance(self.source, Generator):
-            self.source.close()
+        """End the loader's workers, also where torch raises for a dead one while they are being ended."""
+        try:
+            if isinstance(self.source, Generator):
+                self.source.close()
+        finally:
+            for worker in set(multiprocessing.active_children()) - self.others:
+                worker.kill()
 
     def broken(self) -> list[str]:
         """A sentence for each image that had to be skipped since this was last asked."""

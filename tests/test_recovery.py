@@ -924,8 +924,8 @@ def test_a_worker_killed_by_the_system_is_said_and_the_run_can_be_resumed(tmp_pa
         process.until(lambda: lines_of(out) > before + 2 + resume)  # noqa: B023
         os.kill(children_of(process.process)[resume % 2], signal.SIGKILL)
         assert process.wait().code == 2, process.words
-        assert "a worker process of the data loader has died" in process.words
-        assert "Traceback" not in process.words
+        # Before it there may be what the other worker, and torch's objects, cried out while they were ended.
+        assert process.words.splitlines()[-1].startswith("Error: a worker process of the data loader has died")
     programs.train(recipe, "--out", out, "--resume")
     programs.train(recipe, "--out", tmp_path / "whole")
     assert_same_run(tmp_path / "whole", out)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 import itertools
 import multiprocessing
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, cast
 
 import attrs
@@ -299,11 +301,25 @@ def _without_torchs_words(loader: torch.utils.data.DataLoader[_Packed]) -> Gener
             raise
         raise trouble from error
     finally:
-        workers = set(multiprocessing.active_children()) - others
-        del iterator  # torch asks them to end
-        for worker in workers:
-            # After the death of one the others may wait for ever, deaf to SIGTERM, and the program's end for them.
-            worker.kill()
+        with _no_word_of_dead_workers():
+            workers = set(multiprocessing.active_children()) - others
+            del iterator  # torch asks them to end
+            for worker in workers:
+                # After the death of one the others may wait for ever, deaf to SIGTERM, and the program's end for them.
+                worker.kill()
+
+
+@contextmanager
+def _no_word_of_dead_workers() -> Iterator[None]:
+    """Keep torch, which listens for the ends of processes, from raising for a worker while they are being ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # it listens in the main thread alone
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _forget_frames(error: BaseException | None) -> None:
