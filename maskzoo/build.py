@@ -107,7 +107,7 @@ def build(
     teacher = Teacher(objective) if "teacher" in strategy.needs | objective.needs else None
     prepare_blocks(objective, strategy, teacher, train, engine)
     uses = {
-        "data": _described(dataset),
+        "data": described(dataset),
         "backbone": describe(backbone),
         "objective": describe(objective),
         "masking": attrs.evolve(
@@ -372,7 +372,7 @@ def fingerprint(dataset: Dataset) -> str:
     return f"{len(dataset.train)} images, {hashlib.blake2b(names.encode(), digest_size=8).hexdigest()}"
 
 
-def _described(dataset: Dataset) -> Any:
+def described(dataset: Dataset) -> Any:
     """A data set as a recipe names it; one that somebody made by hand has images, not options."""
     try:
         return describe(dataset)

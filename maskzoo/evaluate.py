@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from maskzoo.build import make_backbone
+from maskzoo.build import described, make_backbone
 from maskzoo.engine import choose_device
-from maskzoo.errors import ContractError, MaskZooError, RecipeError
+from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.evaluation.features import WholeImages
 from maskzoo.evaluation.options import shown
 from maskzoo.folder import RunFolder
+from maskzoo.plain import replace
 from maskzoo.protocols import Dataset, Pooling
 from maskzoo.recipe import Use, describe, make, parse, plain_of, put
 from maskzoo.registry import Registry, nearest
@@ -156,7 +156,7 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
         device=device,
         objective=subject.objective,
     )
-    common = {**subject.about, "data": _described(subject.dataset), "pooling": wishes.pooling}
+    common = {**subject.about, "data": described(subject.dataset), "pooling": wishes.pooling}
     entries: list[dict[str, Any]] = []
     table = Table("evaluator", "figure", "value", box=None, pad_edge=False)
     folder = RunFolder(subject.folder)
@@ -231,29 +231,12 @@ def _add(path: Path, measured: Mapping[str, Any], entry: Mapping[str, Any]) -> N
         others[places[0]] = entry
     else:
         others.append(entry)
-    beside = path.with_name(path.name + ".part")
-    try:
-        with beside.open("w") as file:
-            file.write(json.dumps({**measured, KEY: others}, indent=2, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-    beside.replace(path)
+    replace(path, json.dumps({**measured, KEY: others}, indent=2, allow_nan=False) + "\n")
 
 
 def _settings(entry: Mapping[str, Any]) -> Any:
     """All that decides an entry's figures, as it is read back from JSON."""
     return json.loads(json.dumps({name: value for name, value in entry.items() if name != "figures"}))
-
-
-def _described(dataset: Dataset) -> Any:
-    try:
-        return describe(dataset)
-    except ContractError:
-        return {"use": dataset.name}  # made by hand
 
 
 @contextmanager

@@ -24,18 +24,10 @@ from rich.console import Console
 
 from maskzoo import checkpoint, processes
 from maskzoo.errors import MaskZooError, RecipeError
-from maskzoo.recipe import Recipe, completed, plain_of, read, shown, write
+from maskzoo.plain import FREE_KEYS, replace, shown
+from maskzoo.recipe import Recipe, completed, plain_of, read, write
 from maskzoo.registry import Registry
 from maskzoo.train import Session
-
-# What may change between a run and its resumption: no figure depends on it, or, of some, only their rounding.
-FREE_KEYS = frozenset(
-    f"train.{key}"
-    for key in (
-        *("device", "compile", "recompute", "parallel", "workers", "checkpoint_steps"),
-        *("skip", "go_back", "loggers", "pictures", "max_broken"),
-    )
-)
 
 
 @attrs.frozen
@@ -169,13 +161,13 @@ class RunFolder:
             kept = [line for line in metrics.read_text(errors="replace").splitlines() if _step_of(line) < step]
             text = "".join(f"{line}\n" for line in kept)
             if text.encode() != metrics.read_bytes():
-                _replace(metrics, text)
+                replace(metrics, text)
         if step == 0:
             shutil.rmtree(self.path / "masks", ignore_errors=True)
             (self.path / "evaluation.json").unlink(missing_ok=True)
         measured = self.evaluation()
         if not finished and measured.pop("after", None) is not None:
-            _replace(self.path / "evaluation.json", json.dumps(measured, indent=2) + "\n")
+            replace(self.path / "evaluation.json", json.dumps(measured, indent=2) + "\n")
 
     def describe(self, session: Session, registry: Registry) -> None:
         """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with.
@@ -186,7 +178,7 @@ class RunFolder:
         if not processes.first() or finished:
             return
         if not (self.path / "recipe.toml").exists():
-            _replace(self.path / "recipe.toml", write(session.recipe))
+            replace(self.path / "recipe.toml", write(session.recipe))
         environment = {
             "command": sys.argv,
             "process": os.getpid(),
@@ -200,7 +192,7 @@ class RunFolder:
             "versions": {name: version(name) for name in ("maskzoo", "torch", "torchvision", "timm")},
             "plugins": sorted({f"{plugin.distribution} {plugin.version}" for plugin in registry.plugins}),
         }
-        _replace(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        replace(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     @contextmanager
     def metrics(self) -> Iterator[TextIO]:
@@ -267,25 +259,12 @@ class RunFolder:
             "features": "mean of patch tokens of the whole image, eval mode",
         }
         whole = {**self.evaluation(), "settings": settings, when: dict(figures)}
-        _replace(self.path / "evaluation.json", json.dumps(whole, indent=2) + "\n")
+        replace(self.path / "evaluation.json", json.dumps(whole, indent=2) + "\n")
 
 
 def unused(path: Path) -> bool:
     """Whether this is a folder without anything in it; a run that was killed at once may have left a lock."""
     return path.is_dir() and {entry.name for entry in path.iterdir()} <= {"lock", "recipe.toml.part"}
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    try:
-        with beside.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    beside.replace(path)
 
 
 def _step_of(line: str) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -514,14 +514,3 @@ def _placed(problem: BaseException, cls: type | None) -> tuple[str, str]:
 
 def _line(path: str, sentence: str) -> str:
     return f"{path}: {sentence}" if path else sentence
-
-
-def shown(plain: Any, path: str = "") -> dict[str, Any]:
-    """Nested plain values as flat {dotted path: value}, to compare two recipes key by key."""
-    if isinstance(plain, Mapping):
-        items: Sequence[tuple[str, Any]] = [(f"{path}.{key}" if path else str(key), plain[key]) for key in plain]
-    elif isinstance(plain, list | tuple) and any(isinstance(item, Mapping) for item in plain):
-        items = [(f"{path}[{position}]", item) for position, item in enumerate(plain)]
-    else:
-        return {path: list(plain) if isinstance(plain, tuple) else plain}
-    return {name: value for key, item in items for name, value in shown(item, key).items()}

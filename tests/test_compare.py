@@ -22,7 +22,7 @@ from rich.console import Console
 from scipy import stats
 
 from maskzoo.compare.cells import gather, lower_is_better, signed, unit
-from maskzoo.compare.readings import POINTS, flat, read_run
+from maskzoo.compare.readings import POINTS, read_run
 from maskzoo.compare.report import folder_name, refuse_foreign, report, report_on
 from maskzoo.compare.statistics import best, corrected, holm, paired, summarise, verdict
 from maskzoo.compare.tables import escaped, latex, markdown, results_csv, statistics_csv
@@ -188,15 +188,16 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, text: str):
 
 
 def test_keys_are_flattened_as_the_recipe_shows_them():
-    from maskzoo.recipe import shown
+    from maskzoo.compare import readings
+    from maskzoo.plain import shown
 
     plain = {"a": {"b": [1, 2], "c": [{"use": "x"}, {"use": "y", "d": {"e": 1}}]}, "f": "g"}
-    assert flat(plain) == shown(plain)
+    assert readings.shown(plain) == shown(plain)
 
 
 def test_what_decides_no_figure_is_what_may_change_on_resuming():
     from maskzoo.compare.cells import ASIDE
-    from maskzoo.folder import FREE_KEYS
+    from maskzoo.plain import FREE_KEYS
 
     assert FREE_KEYS | {"train.seed"} == ASIDE
 

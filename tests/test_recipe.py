@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from maskzoo import ContractError, Part, Recipe, RecipeError, Registry
-from maskzoo.recipe import describe, make, parse, plain_of, put, read, shown, write
+from maskzoo.plain import shown
+from maskzoo.recipe import describe, make, parse, plain_of, put, read, write
 
 REGISTRY = Registry()
 HERE = "recipe.masking.strategy"

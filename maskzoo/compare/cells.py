@@ -12,15 +12,10 @@ import attrs
 from maskzoo.compare.readings import Reading, gone, named, read_run
 from maskzoo.compare.statistics import Difference, Summary, best, corrected, paired, summarise
 from maskzoo.errors import DataError, RecipeError
+from maskzoo.plain import FREE_KEYS
 
 # Keys that decide no figure: where and how a run was done, and what it kept.
-ASIDE = frozenset(
-    f"train.{key}"
-    for key in (
-        *("seed", "device", "compile", "recompute", "parallel", "workers", "checkpoint_steps", "skip", "go_back"),
-        *("loggers", "pictures", "max_broken"),
-    )
-)
+ASIDE = FREE_KEYS | {"train.seed"}
 LOWER_IS_BETTER = ("loss", "error", "nll", "ece", "rmse", "mse", "fid", "seconds")  # how such a score's name begins
 PERCENT = ("top1", "top5", "accuracy", "miou")  # how the name of a share begins
 NO_SCORES = ("penalty", "rate")  # what an evaluator has chosen, not what it has measured

@@ -19,8 +19,8 @@ from maskzoo.compare.readings import named
 from maskzoo.compare.report import folder_name
 from maskzoo.cost import flops_per_image, shape_of, steps_of
 from maskzoo.errors import MaskZooError, RecipeError
-from maskzoo.folder import FREE_KEYS
-from maskzoo.recipe import Recipe, make, parse, plain_of, put, read, shown, write
+from maskzoo.plain import FREE_KEYS, replace, shown
+from maskzoo.recipe import Recipe, make, parse, plain_of, put, read, write
 from maskzoo.registry import Registry, nearest
 
 BUDGETS = ("epochs", "flops", "time")
@@ -279,8 +279,8 @@ def _kept(made: Plan, plains: Sequence[Mapping[str, Any]]) -> Plan:
     try:
         (made.out / "recipes").mkdir(parents=True, exist_ok=True)
         for job, plain in zip(made.jobs, plains, strict=True):
-            _replace(job.recipe, write(plain))
-        _replace(made.out / "plan.json", json.dumps(held, indent=2) + "\n")
+            replace(job.recipe, write(plain))
+        replace(made.out / "plan.json", json.dumps(held, indent=2) + "\n")
     except OSError as problem:
         raise RecipeError(f"--out: '{made.out}' cannot be written to: {problem}") from problem
     return made
@@ -288,12 +288,6 @@ def _kept(made: Plan, plains: Sequence[Mapping[str, Any]]) -> Plan:
 
 def _below(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def _folders(names: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from maskzoo.errors import DataError
+from maskzoo.plain import shown
 
 POINTS = 200  # of a curve, at most: the mean of as many steps each
 CURVES = ("loss", "factor", "ratio")
@@ -74,7 +75,7 @@ def read_run(path: Path) -> Reading:
         raise DataError(f"'{path}/recipe.toml' cannot be read: {problem}") from None
     evaluation = _json(path / "evaluation.json")
     lines = list(_lines(path / "metrics.jsonl"))
-    keys = flat(recipe)
+    keys = shown(recipe)
     speeds = [line["images_per_second"] for line in lines if _number(line.get("images_per_second"))]
     batch = keys.get("train.batch_size", 0)
     after = evaluation.get("after")
@@ -92,17 +93,6 @@ def read_run(path: Path) -> Reading:
         speed=statistics.median(speeds) if speeds else None,
         seconds=math.fsum(batch / speed for speed in speeds if speed > 0) if speeds else None,
     )
-
-
-def flat(plain: Any, path: str = "") -> dict[str, Any]:
-    """Nested plain values as {dotted key: value}."""
-    if isinstance(plain, Mapping):
-        items: Sequence[tuple[str, Any]] = [(f"{path}.{key}" if path else str(key), plain[key]) for key in plain]
-    elif isinstance(plain, list | tuple) and any(isinstance(item, Mapping) for item in plain):
-        items = [(f"{path}[{place}]", item) for place, item in enumerate(plain)]
-    else:
-        return {path: plain}
-    return {name: value for key, item in items for name, value in flat(item, key).items()}
 
 
 def named(use: Any) -> Any:
