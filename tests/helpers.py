@@ -78,9 +78,13 @@ def noise_images(
 
 
 def tiny_recipe(strategy: Any = "random", **sections: Any) -> Recipe:
-    """A recipe of a tiny model; keyword arguments replace sections, `masking` is merged with the strategy."""
+    """A recipe of a tiny model; keyword arguments replace sections, `masking` is merged with the strategy.
+
+    In fp32 unless said otherwise, so that figures can be compared closely where the processor has bf16 too.
+    """
     masking = {"strategy": strategy, **sections.pop("masking", {})}
-    plain = {"backbone": TINY_BACKBONE, "objective": TINY_OBJECTIVE, "masking": masking, "train": {"steps": 4}}
+    training = {"precision": "fp32", **sections.pop("train", {"steps": 4})}
+    plain = {"backbone": TINY_BACKBONE, "objective": TINY_OBJECTIVE, "masking": masking, "train": training}
     return Recipe.from_plain({**plain, **sections})
 
 

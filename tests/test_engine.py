@@ -119,7 +119,7 @@ def test_auto_takes_bf16_only_where_the_hardware_has_it(monkeypatch):
 
 def test_the_resolved_recipe_says_which_precision_it_was():
     assert tiny_session(train={"steps": 4, "precision": "bf16"}).recipe["train"]["precision"] == "bf16"
-    resolved = tiny_session(train={"steps": 4}).recipe["train"]["precision"]
+    resolved = tiny_session(train={"steps": 4, "precision": "auto"}).recipe["train"]["precision"]
     assert resolved == choose_precision("auto", CPU)
     with pytest.raises(RecipeError, match=r"recipe\.train\.precision"):
         tiny_session(train={"steps": 4, "precision": "fp8"})
