@@ -13,7 +13,6 @@ import importlib.util
 import itertools
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from maskzoo import Recipe, Registry
 from maskzoo.build import build
 from maskzoo.cost import Shape, flop_counter
 from maskzoo.engine import keep_memory
+from maskzoo.memory import resident
 from maskzoo.protocols import Batch
 from maskzoo.train import train
 
@@ -360,25 +360,12 @@ class Memory:
         """Bytes at the worst moment since then."""
         if self.device.type != "cpu":
             return int(torch.get_device_module(self.device).max_memory_allocated()) - self.before
-        return max(0, _resident("VmHWM") - self.before)
+        return max(0, resident(peak=True) - self.before)
 
     def _now(self) -> int:
         if self.device.type != "cpu":
             return int(torch.get_device_module(self.device).memory_allocated())
-        return _resident("VmRSS")
-
-
-def _resident(line: str) -> int:
-    """Resident bytes of this process: now (VmRSS) or at the most (VmHWM).
-
-    Linux hands a parent's ru_maxrss down to a child, so it is asked only where there is nothing else.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = next(text for text in status.read_text().splitlines() if text.startswith(line))
-        return int(found.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+        return resident(peak=False)
 
 
 def flops_of(steps: Iterator[Any]) -> int:

@@ -30,6 +30,7 @@ from maskzoo.evaluation.options import shown
 from maskzoo.folder import RunFolder, unused
 from maskzoo.gallery import Gallery
 from maskzoo.loggers.several import Loggers
+from maskzoo.memory import PeakMemory
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.recipe import Recipe, describe, make
 from maskzoo.registry import Registry
@@ -179,6 +180,7 @@ def _consume(
     source = Source(_batches(session, dataset, recipe, workers), session.accumulate, workers)
     every = settings.checkpoint_steps or session.steps_in_epoch
     alarms, skipped, due = Alarms(session.steps), 0, False
+    memory = PeakMemory(session.device)
     with (
         folder.metrics() as metrics,
         display(session, console) as show,
@@ -191,11 +193,11 @@ def _consume(
             for sentence in source.broken():
                 _say(folder, sentence, console, "skipped")
             speeds = source.speeds(settings.batch_size, seconds)
-            speed = speeds["images_per_second"]
+            took = {**speeds, "peak_memory_bytes": memory.bytes}
             with folder.writing():
-                metrics.write(json.dumps({**{n: _json(v) for n, v in figures.items()}, **speeds}) + "\n")
-            loggers.log({**figures, **speeds}, int(figures["step"]))
-            show(figures, speed)
+                metrics.write(json.dumps({**{n: _json(v) for n, v in figures.items()}, **took}) + "\n")
+            loggers.log({**figures, **took}, int(figures["step"]))
+            show(figures, speeds["images_per_second"])
             skipped = skipped + 1 if figures["skipped"] else 0
             if skipped:
                 _report_skipped(session, source, figures, skipped, settings.skip, folder, console)

@@ -43,9 +43,10 @@ def train(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
-    """The lines of a run without their times."""
+    """The lines of a run without what it took."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.endswith("images_per_second")} for line in lines]
+    took = ("images_per_second", "memory_bytes")
+    return [{key: value for key, value in line.items() if not key.endswith(took)} for line in lines]
 
 
 def last_state(out: Path) -> dict:
