@@ -19,7 +19,7 @@ from maskzoo.build import described, make_backbone
 from maskzoo.engine import choose_device
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.evaluation.features import WholeImages
-from maskzoo.evaluation.options import shown
+from maskzoo.evaluation.options import shown, told
 from maskzoo.folder import RunFolder
 from maskzoo.plain import replace
 from maskzoo.protocols import Dataset, Pooling
@@ -170,7 +170,7 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
                 continue
             kept = {name: value if math.isfinite(value) else None for name, value in figures.items()}
             for name, value in kept.items():
-                table.add_row(escape(_named(evaluator)), escape(name), shown(name, value))
+                table.add_row(escape(told(evaluator)), escape(name), shown(name, value))
                 if value is None:
                     sentence = f"{evaluator.name}: {name} is {figures[name]}, no finite number; it is kept as null"
                     console.print(sentence, style="yellow", highlight=False, markup=False)
@@ -197,15 +197,6 @@ def _measured(evaluator: Any, encoder: WholeImages, subject: Subject) -> tuple[d
     except MaskZooError as problem:
         return {}, str(problem).removeprefix(f"{evaluator.name}: ")
     return figures, "" if figures else "there is nothing for it to measure in this model and these data"
-
-
-def _named(evaluator: Any) -> str:
-    """An evaluator's name with the options that are not as given, by which one is told from another of that name."""
-    fields = attrs.fields(type(evaluator)) if attrs.has(type(evaluator)) else ()
-    changed = {field.name: getattr(evaluator, field.name) for field in fields if field.init}
-    given = {field.name: field.default for field in fields}
-    told = [f"{name} {describe(value)}" for name, value in changed.items() if value != given[name]]
-    return " ".join([evaluator.name, *([f"({', '.join(told)})"] if told else [])])
 
 
 def _lacking(evaluator: Any, subject: Subject) -> str:

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from maskzoo import checkpoint, processes
 from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.evaluation.options import names_of
 from maskzoo.plain import FREE_KEYS, replace, shown
 from maskzoo.recipe import Recipe, completed, plain_of, read, write
 from maskzoo.registry import Registry
@@ -256,6 +257,7 @@ class RunFolder:
                 {"use": evaluator.name, **attrs.asdict(evaluator)} if attrs.has(type(evaluator)) else evaluator.name
                 for evaluator in evaluators
             ],
+            "names": names_of(evaluators),
             "features": "mean of patch tokens of the whole image, eval mode",
         }
         whole = {**self.evaluation(), "settings": settings, when: dict(figures)}

@@ -26,7 +26,7 @@ from maskzoo.display import display
 from maskzoo.engine import choose_device, keep_memory
 from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import WholeImages
-from maskzoo.evaluation.options import shown
+from maskzoo.evaluation.options import names_of, shown
 from maskzoo.folder import RunFolder, unused
 from maskzoo.gallery import Gallery
 from maskzoo.loggers.several import Loggers
@@ -112,8 +112,8 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
             names = ", ".join(evaluator.name for evaluator in evaluators)
             with encoder.remembering(), console.status(f"{names} {when} training"):
                 figures = {
-                    f"{evaluator.name}/{name}": value
-                    for evaluator in evaluators
+                    f"{whose}/{name}": value
+                    for whose, evaluator in zip(names_of(evaluators), evaluators, strict=True)
                     for name, value in evaluator(encoder, dataset)
                 }
             for name in [name for name, value in figures.items() if not math.isfinite(value)]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from maskzoo.compare.readings import Reading, gone, named, read_run
+from maskzoo.compare.readings import Reading, gone, named, read, read_run
+from maskzoo.compare.scores import with_scores
 from maskzoo.compare.statistics import Difference, Summary, best, corrected, paired, summarise
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import FREE_KEYS
 
 # Keys that decide no figure: where and how a run was done, and what it kept.
 ASIDE = FREE_KEYS | {"train.seed"}
+MEASURED = r"evaluation\b"  # how a key begins that says what was measured: a score's own name says that
 LOWER_IS_BETTER = ("loss", "error", "nll", "ece", "rmse", "mse", "fid", "seconds")  # how such a score's name begins
 PERCENT = ("top1", "top5", "accuracy", "miou")  # how the name of a share begins
 NO_SCORES = ("penalty", "rate")  # what an evaluator has chosen, not what it has measured
@@ -23,10 +26,15 @@ NO_SCORES = ("penalty", "rate")  # what an evaluator has chosen, not what it has
 
 @attrs.frozen(eq=False)
 class Cell:
-    """The runs of one recipe, by seed."""
+    """The runs of one recipe, by seed; or one model that was evaluated and not trained here."""
 
     name: str
     runs: dict[int, Reading]
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is of runs, which have seeds, a budget and a recipe."""
+        return self.first.trained
 
     @property
     def first(self) -> Reading:
@@ -56,9 +64,14 @@ class Comparison:
         return [name for name in names if name.partition("/")[2] not in NO_SCORES and not name.endswith(" +-")]
 
     @property
+    def trained(self) -> list[Cell]:
+        """The cells of runs."""
+        return [cell for cell in self.cells if cell.trained]
+
+    @property
     def seeds(self) -> list[int]:
-        """All seeds that any cell has."""
-        return sorted({seed for cell in self.cells for seed in cell.runs})
+        """All seeds that any cell of runs has."""
+        return sorted({seed for cell in self.trained for seed in cell.runs})
 
     def cell(self, name: str) -> Cell:
         """The cell of that name."""
@@ -70,21 +83,21 @@ class Comparison:
         return {name: summarise(values) for name, values in held.items() if values}
 
     def differences(self, score: str) -> dict[str, Difference]:
-        """Each cell less the baseline, Holm's correction over the cells; of those alone that had the same data."""
+        """Each cell less the baseline, Holm's correction over the cells; of runs alone, that had the same data."""
         base = self.cell(self.baseline)
-        others = [cell for cell in self.cells if cell is not base and cell.first.data == base.first.data]
+        others = [cell for cell in self.trained if cell is not base and cell.first.data == base.first.data]
         tests = corrected([paired(cell.values(score), base.values(score)) for cell in others])
         return {cell.name: test for cell, test in zip(others, tests, strict=True)}
 
     def best(self, score: str) -> str | None:
-        """The cell that is better than all others, if the tests support that."""
-        if len({tuple(sorted(map(str, cell.first.data.items()))) for cell in self.cells}) > 1:
+        """The cell of runs that is better than all others, if the tests support that."""
+        if len({tuple(sorted(map(str, cell.first.data.items()))) for cell in self.trained}) > 1:
             return None
-        return best({cell.name: cell.values(score) for cell in self.cells}, lower=lower_is_better(score))
+        return best({cell.name: cell.values(score) for cell in self.trained}, lower=lower_is_better(score))
 
     def differing(self) -> list[str]:
         """The keys of the recipes in which the cells differ."""
-        return differing([cell.first for cell in self.cells])
+        return differing([cell.first for cell in self.trained])
 
 
 def lower_is_better(score: str) -> bool:
@@ -105,6 +118,7 @@ def _figure(score: str) -> str:
 def differing(runs: Sequence[Reading]) -> list[str]:
     """The keys in which recipes differ, those aside that decide no figure."""
     keys = dict.fromkeys(key for run in runs for key in run.keys)
+    keys = {key: None for key in keys if not re.match(MEASURED, key)}
     return [key for key in keys if key not in ASIDE and len({repr(run.keys.get(key)) for run in runs}) > 1]
 
 
@@ -121,24 +135,26 @@ def gather(
     where no cell is called like the baseline.
     """
     remarks: list[str] = []
-    runs = []
+    runs: list[Reading] = []
+    given = isinstance(paths, Mapping)
     for path in paths:
         try:
-            run = read_run(path)
+            found = [read_run(path)] if given else read(path)
         except DataError as problem:
             remarks.append(f"{problem}; it is left out")
             continue
-        if run.finished:
-            runs.append(run)
-        else:
-            remarks.append(f"'{path}' never finished (it has come {run.progress:.0%} of its way); it is left out")
+        for run in found:
+            if run.finished:
+                runs.append(run)
+            else:
+                remarks.append(f"'{path}' never finished (it has come {run.progress:.0%} of its way); it is left out")
     if not runs:
         raise RecipeError("there is no finished run to compare; " + ("; ".join(remarks) or "name some"))
-    given = isinstance(paths, Mapping)
-    names = {run.path: paths[run.path] for run in runs} if isinstance(paths, Mapping) else names_of(runs)
+    runs = with_scores(runs)
+    names = [paths[run.path] for run in runs] if isinstance(paths, Mapping) else names_of(runs)
     cells: dict[str, Cell] = {name: Cell(name, {}) for name in dict.fromkeys(paths.values())} if given else {}  # type: ignore[union-attr]
-    for run in runs:
-        cell = cells.setdefault(names[run.path], Cell(names[run.path], {}))
+    for run, name in zip(runs, names, strict=True):
+        cell = cells.setdefault(name, Cell(name, {}))
         if run.seed in cell.runs:
             first = cell.runs[run.seed].path
             remarks.append(f"'{run.path}' has the recipe and the seed of '{first}'; the first of the two is shown")
@@ -146,30 +162,48 @@ def gather(
         cell.runs[run.seed] = run
     remarks += [f"no run of '{name}' has finished; it is left out" for name, cell in cells.items() if not cell.runs]
     whole = [cell for cell in cells.values() if cell.runs]
-    known = [cell.name for cell in whole]
-    if baseline is not None and baseline not in cells:
-        raise RecipeError(f"--baseline: no cell is called '{baseline}'; they are {', '.join(known)}")
-    if (baseline or next(iter(cells))) not in known:
-        remarks.append(f"the baseline, '{baseline or next(iter(cells))}', is not there; '{known[0]}' takes its place")
-        baseline = known[0]
-    comparison = Comparison(whole, baseline or known[0], equal, flops or {}, remarks)
+    base, word = _baseline(baseline, cells, whole)
+    remarks += word
+    counted = {cell.name: cell.first.flops for cell in whole if cell.first.flops is not None}
+    comparison = Comparison(whole, base, equal, {**counted, **(flops or {})}, remarks)
     remarks += _about_scores(comparison) + _about_runs(comparison)
     return comparison
 
 
-def names_of(runs: Sequence[Reading]) -> dict[Path, str]:
+def _baseline(wished: str | None, cells: Mapping[str, Cell], whole: Sequence[Cell]) -> tuple[str, list[str]]:
+    """The name of the cell that the others are compared with, and what must be said about that."""
+    known = [cell.name for cell in whole]
+    if wished is not None and wished not in cells:
+        raise RecipeError(f"--baseline: no cell is called '{wished}'; they are {', '.join(known)}")
+    if wished in known and not cells[wished].trained and any(cell.trained for cell in whole):
+        raise RecipeError(f"--baseline: '{wished}' was not trained here, so that no run has a seed in common with it")
+    usual = next((cell.name for cell in whole if cell.trained), known[0])
+    first = wished or next((name for name, cell in cells.items() if not cell.runs or cell.trained), usual)
+    if first not in known:
+        return usual, [f"the baseline, '{first}', is not there; '{usual}' takes its place"]
+    return first, []
+
+
+def names_of(runs: Sequence[Reading]) -> list[str]:
     """A name for each run's cell: its masker, and as much of what else differs as it takes to tell them apart."""
-    keys = differing(runs)
+    trained = [run for run in runs if run.trained]
+    keys = differing(trained)
     groups: dict[str, list[Reading]] = {}
-    for run in runs:
+    for run in trained:
         groups.setdefault(repr([run.keys.get(key) for key in keys]), []).append(run)
     firsts = [group[0] for group in groups.values()]
-    names: dict[Path, str] = {}
+    names: dict[int, str] = {}
     for group in groups.values():
         alike = [run for run in firsts if run.masker == group[0].masker]
         name = group[0].masker + "".join(_shown(group[0], key) for key in _telling(alike))
-        names |= {run.path: name for run in group}
-    return names
+        names |= {id(run): name for run in group}
+    taken: list[str] = []
+    for run in runs:
+        if not run.trained:
+            same = taken.count(run.model)
+            names[id(run)] = f"{run.model} {same + 1}" if same else run.model
+            taken.append(run.model)
+    return [names[id(run)] for run in runs]
 
 
 def _telling(runs: Sequence[Reading]) -> list[str]:
@@ -198,6 +232,9 @@ def _about_scores(comparison: Comparison) -> list[str]:
     sentences = []
     for cell in comparison.cells:
         for run in cell.runs.values():
+            if not run.scores and not run.trained:
+                sentences.append(f"'{run.path}' has no figure of {run.model}")
+                continue
             if not run.scores:
                 asked = [named(use) for use in run.recipe.get("evaluation", [])]
                 why = (
@@ -216,20 +253,19 @@ def _about_scores(comparison: Comparison) -> list[str]:
 def _about_runs(comparison: Comparison) -> list[str]:
     """What makes runs hard to compare, or to do again."""
     sentences = []
-    runs = [run for cell in comparison.cells for run in cell.runs.values()]
+    runs = [run for cell in comparison.trained for run in cell.runs.values()]
     if len({repr(sorted(run.data.items())) for run in runs}) > 1:
         kinds = ", ".join(sorted({str(named(run.recipe.get("data", "?"))) for run in runs}))
         sentences.append(
             f"the runs are of different data ({kinds}): scores on different data cannot be compared, so no test is "
             "made between them"
         )
-    if len({repr(run.settings) for run in runs if run.settings}) > 1:
-        sentences.append("the scores were not all measured under the same settings of the evaluators")
     for words, made in (
         (
             "on different devices",
             {str(run.environment.get("device_name") or run.environment.get("device")) for run in runs},
         ),
+        ("with different numbers of threads", {str(run.environment.get("threads")) for run in runs}),
         ("by different versions of MaskZoo", {str(run.environment.get("versions", {}).get("maskzoo")) for run in runs}),
         ("by different versions of torch", {str(run.environment.get("versions", {}).get("torch")) for run in runs}),
     ):
@@ -243,7 +279,7 @@ def _about_runs(comparison: Comparison) -> list[str]:
         f"{clause}: {', '.join(paths)} can be shown, but perhaps not done again" for clause, paths in lacking.items()
     ]
     seeds = set(comparison.seeds)
-    for cell in comparison.cells:
+    for cell in comparison.trained:
         if missing := seeds - cell.runs.keys():
             listed = ", ".join(map(str, sorted(missing)))
             sentences.append(f"'{cell.name}' lacks {'seed' if len(missing) == 1 else 'seeds'} {listed}")

@@ -116,13 +116,15 @@ def _curves(axes: Axes, comparison: Comparison, cells: Sequence[Cell], name: str
 def _compute(axes: Axes, comparison: Comparison, score: str) -> None:
     """A dot a run, and a larger one with the interval a cell, over what its training took."""
     factor, _, sign = unit(score)
-    counted = bool(comparison.flops) and all(cell.name in comparison.flops for cell in comparison.cells)
+    counted = bool(comparison.flops) and all(cell.name in comparison.flops for cell in comparison.trained)
     most = (
-        max((comparison.flops[cell.name] * cell.first.images for cell in comparison.cells), default=0) if counted else 0
+        max((comparison.flops[cell.name] * cell.first.images for cell in comparison.trained), default=0)
+        if counted
+        else 0
     )
     scale, prefix = next((one for one in PREFIXES if most >= one[0]), PREFIXES[-1])
     summaries = comparison.summaries(score)
-    for cell in comparison.cells:
+    for cell in comparison.trained:
         if cell.name not in summaries:
             continue
         colour, _ = _look(comparison, cell)

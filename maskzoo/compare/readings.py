@@ -21,8 +21,18 @@ CURVES = ("loss", "factor", "ratio")
 
 
 @attrs.frozen(eq=False)
+class Measured:
+    """What one evaluator has found, and under which settings."""
+
+    evaluator: Mapping[str, Any]  # its `use`, and its options where they are known
+    figures: Mapping[str, float | None]  # None where it was no number
+    data: Any = None  # as a recipe names them; None: what the run itself learnt from
+    pooling: str = "mean"
+
+
+@attrs.frozen(eq=False)
 class Reading:
-    """A run as its files tell it."""
+    """A run as its files tell it, or a model that was evaluated and not trained here."""
 
     path: Path
     recipe: dict[str, Any]
@@ -31,11 +41,19 @@ class Reading:
     finished: bool
     progress: float  # 0.0 to 1.0
     steps: int  # done so far
-    scores: dict[str, float | None]  # after training; None where it was no number
-    settings: dict[str, Any]  # under which they were measured
+    measured: list[Measured]  # after training: by the run itself first, then by `maskzoo evaluate`
+    scores: dict[str, float | None]  # what the run itself has measured; what a comparison shows, in one
     curves: dict[str, list[tuple[float, float]]]  # name -> (step, value)
     speed: float | None  # images a second, the median over the steps
     seconds: float | None  # of training, without evaluation, pictures and checkpoints
+    memory: int | None  # the most bytes held at once while it trained
+    flops: float | None  # of one image in training, where a comparison has counted them
+    model: str = ""  # what a model that was not trained here is called; empty for a run
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a run, and no model that was evaluated alone."""
+        return not self.model
 
     @property
     def seed(self) -> int:
@@ -65,6 +83,19 @@ class Reading:
         return next((path for path in drawn if path.is_file()), None)
 
 
+def read(path: Path) -> list[Reading]:
+    """The run in a folder, or the models whose figures `maskzoo evaluate --backbone` has left there.
+
+    DataError says what is missing or damaged.
+    """
+    entries = [] if (path / "recipe.toml").exists() else _entries(_json(path / "evaluation.json"))
+    models: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        if isinstance(entry.get("model"), dict):
+            models.setdefault(repr((entry["model"], entry.get("weights"))), []).append(entry)
+    return [_model(path, group) for group in models.values()] or [read_run(path)]
+
+
 def read_run(path: Path) -> Reading:
     """The run in a folder; DataError says what is missing or damaged there."""
     try:
@@ -79,6 +110,12 @@ def read_run(path: Path) -> Reading:
     speeds = [line["images_per_second"] for line in lines if _number(line.get("images_per_second"))]
     batch = keys.get("train.batch_size", 0)
     after = evaluation.get("after")
+    steps = int(lines[-1]["step"]) + 1 if lines else 0
+    measured = _own(after or {}, evaluation.get("settings") or {})
+    for entry in _entries(evaluation):
+        if entry.get("step") == steps and isinstance(entry.get("evaluator"), dict):
+            found = _measured(entry)
+            measured.append(attrs.evolve(found, data=None) if found.data == recipe.get("data") else found)
     return Reading(
         path=path,
         recipe=recipe,
@@ -86,13 +123,86 @@ def read_run(path: Path) -> Reading:
         environment=_json(path / "environment.json"),
         finished=isinstance(after, dict),
         progress=float(lines[-1].get("progress") or 0.0) if lines else 0.0,
-        steps=int(lines[-1]["step"]) + 1 if lines else 0,
-        scores={name: float(value) if _number(value) else None for name, value in (after or {}).items()},
-        settings=evaluation.get("settings") or {},
+        steps=steps,
+        measured=measured,
+        scores=_numbers(after or {}),
         curves={name: curve for name in CURVES if (curve := _curve(lines, name))},
         speed=statistics.median(speeds) if speeds else None,
         seconds=math.fsum(batch / speed for speed in speeds if speed > 0) if speeds else None,
+        memory=max(
+            (int(line["peak_memory_bytes"]) for line in lines if _number(line.get("peak_memory_bytes"))), default=None
+        ),
+        flops=_counted(path),
     )
+
+
+def _model(path: Path, entries: Sequence[Mapping[str, Any]]) -> Reading:
+    """A model that was evaluated alone; one whose own data nobody knows."""
+    model, weights = entries[0]["model"], entries[0].get("weights")
+    name = str(model.get("timm") or model.get("use") or "?")
+    origin = Path(weights).stem if weights else "pretrained" if model.get("pretrained") else "untrained"
+    recipe = {"backbone": model}
+    return Reading(
+        path=path,
+        recipe=recipe,
+        keys=shown(recipe),
+        environment={},
+        finished=True,
+        progress=1.0,
+        steps=0,
+        measured=[_measured(entry) for entry in entries if isinstance(entry.get("evaluator"), dict)],
+        scores={},
+        curves={},
+        speed=None,
+        seconds=None,
+        memory=None,
+        flops=None,
+        model=f"{name} ({origin})",
+    )
+
+
+def _entries(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `maskzoo evaluate` has added."""
+    held = evaluation.get("evaluations")
+    return [entry for entry in held if isinstance(entry, dict)] if isinstance(held, list) else []
+
+
+def _measured(entry: Mapping[str, Any]) -> Measured:
+    figures = entry.get("figures")
+    return Measured(
+        entry["evaluator"],
+        _numbers(figures if isinstance(figures, dict) else {}),
+        entry.get("data"),
+        str(entry.get("pooling", "mean")),
+    )
+
+
+def _own(after: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Measured]:
+    """What a run itself has measured: its figures are called NAME/FIGURE, by the names of its evaluators."""
+    uses = [use if isinstance(use, dict) else {"use": use} for use in settings.get("evaluators", [])]
+    names = settings.get("names") or [str(use.get("use")) for use in uses]
+    known = dict(zip(names, uses, strict=False))
+    figures: dict[str, dict[str, Any]] = {}
+    for name, value in after.items():
+        owner, _, figure = name.partition("/")
+        figures.setdefault(owner, {})[figure] = value
+    return [Measured(known.get(owner, {"use": owner}), _numbers(found)) for owner, found in figures.items()]
+
+
+def _counted(path: Path) -> float | None:
+    """The FLOPs that the comparison counted whose run this is."""
+    out = path.absolute().parent.parent
+    try:
+        held = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+        (cell,) = {run["cell"] for run in held["runs"] if (out / run["run"]).resolve() == path.resolve()}
+        (flops,) = {row["flops"] for row in held["cells"] if row["name"] == cell}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(flops) if _number(flops) else None
+
+
+def _numbers(figures: Mapping[str, Any]) -> dict[str, float | None]:
+    return {name: float(value) if _number(value) else None for name, value in figures.items()}
 
 
 def named(use: Any) -> Any:

@@ -151,9 +151,10 @@ def _keep_sources(folder: Path, comparison: Comparison) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for cell in comparison.cells:
         for seed, run in sorted(cell.runs.items()):
-            name, number = f"{folder_name(cell.name)}-s{seed}", 2
+            behind = f"-s{seed}" if cell.trained else ""
+            name, number = f"{folder_name(cell.name)}{behind}", 2
             while name.lower() in taken:
-                name, number = f"{folder_name(cell.name)}-{number}-s{seed}", number + 1
+                name, number = f"{folder_name(cell.name)}-{number}{behind}", number + 1
             taken.add(name.lower())
             (folder / name).mkdir(parents=True)
             for file in KEPT:
@@ -190,7 +191,9 @@ def _title(comparison: Comparison) -> str:
 
 def _lead(comparison: Comparison) -> str:
     keys = comparison.cell(comparison.baseline).first.keys
-    count, seeds = sum(len(cell.runs) for cell in comparison.cells), comparison.seeds
+    count, seeds = sum(len(cell.runs) for cell in comparison.trained), comparison.seeds
+    if not count:
+        return "Models that were evaluated, and not trained here."
     backbone = keys.get("backbone.timm") or keys.get("backbone.use") or keys.get("backbone", "?")
     budget = {
         "epochs": "what each recipe says",
@@ -256,9 +259,9 @@ def _remarks(comparison: Comparison) -> list[str]:
 
 def _galleries(comparison: Comparison) -> list[str]:
     """The masks of one run of each cell: of a seed that all have, so that the images are the same."""
-    common = set.intersection(*(set(cell.runs) for cell in comparison.cells))
+    common = set.intersection(*(set(cell.runs) for cell in comparison.trained)) if comparison.trained else set()
     parts = []
-    for cell in comparison.cells:
+    for cell in comparison.trained:
         run = cell.runs[min(common)] if common else cell.first
         picture = run.picture
         if picture is None:
@@ -281,12 +284,12 @@ def _changes(comparison: Comparison) -> list[str]:
     keys = comparison.differing()
     if not keys:
         return []
-    heads = "".join(f'<th class="text" scope="col">{html.escape(cell.name)}</th>' for cell in comparison.cells)
+    heads = "".join(f'<th class="text" scope="col">{html.escape(cell.name)}</th>' for cell in comparison.trained)
     rows = "".join(
         f'<tr><td class="text"><code>{html.escape(key)}</code></td>'
         + "".join(
             f'<td class="text keys">{html.escape(plain_value(cell.first.keys.get(key)))}</td>'
-            for cell in comparison.cells
+            for cell in comparison.trained
         )
         + "</tr>"
         for key in keys
@@ -303,7 +306,7 @@ def _changes(comparison: Comparison) -> list[str]:
 def _origins(comparison: Comparison) -> list[str]:
     """Where each run is, and what it was made by."""
     rows = "".join(
-        f'<tr><td class="text">{html.escape(cell.name)}</td><td>{seed}</td>'
+        f'<tr><td class="text">{html.escape(cell.name)}</td><td>{seed if cell.trained else ""}</td>'
         f'<td class="text keys"><code>{html.escape(os.fspath(run.path))}</code></td>'
         f'<td class="text keys">{html.escape(_made_by(run))}</td></tr>'
         for cell in comparison.cells

@@ -51,7 +51,10 @@ def columns(comparison: Comparison) -> list[Column]:
     """The whole table, column by column."""
     cells = comparison.cells
     names = [Entry(cell.name, note="baseline" if cell.name == comparison.baseline else "") for cell in cells]
-    made = [Column("cell", names, numbers=False), Column("seeds", [Entry(str(len(cell.runs))) for cell in cells])]
+    made = [
+        Column("cell", names, numbers=False),
+        Column("seeds", [Entry(str(len(cell.runs)) if cell.trained else NONE) for cell in cells]),
+    ]
     for score in comparison.scores:
         factor, decimals, sign = unit(score)
         head = f"{score} ({sign})" if sign else score
@@ -64,16 +67,15 @@ def columns(comparison: Comparison) -> list[Column]:
         made.append(Column(head, means, score))
         made.append(Column(SPREAD, [_deviation(summaries.get(cell.name), factor, decimals) for cell in cells], score))
         if len(cells) > 1:
-            tests = [
-                (differences.get(cell.name), "baseline" if cell.name == comparison.baseline else "other data")
-                for cell in cells
-            ]
+            tests = [(differences.get(cell.name), _untested(cell, comparison)) for cell in cells]
             made.append(Column("difference", [_gap(test, factor, decimals, none) for test, none in tests], score))
             made.append(Column("p (Holm)", [_chance(test) for test, _ in tests], score))
     if comparison.flops:
         made.append(Column("GFLOPs an image", [_flops(comparison.flops.get(cell.name)) for cell in cells]))
-    made.append(Column("images seen", [Entry(_same([run.images for run in cell.runs.values()])) for cell in cells]))
+    seen = [Entry(_same([run.images for run in cell.runs.values()]) if cell.trained else NONE) for cell in cells]
+    made.append(Column("images seen", seen))
     made.append(Column("minutes", [Entry(_minutes(cell)) for cell in cells]))
+    made.append(Column("peak memory (GiB)", [Entry(_memory(cell)) for cell in cells]))
     return made
 
 
@@ -116,16 +118,19 @@ def latex(comparison: Comparison) -> str:
 def results_csv(comparison: Comparison) -> str:
     """One line a run: the raw scores, from which everything else can be computed again."""
     scores = comparison.scores
-    head = ["cell", "seed", "run", *scores, "steps", "images", "images_per_second", "seconds", "device", "maskzoo"]
-    rows = []
+    costs = ["steps", "images", "images_per_second", "seconds", "peak_memory_bytes", "flops_per_image"]
+    head = ["cell", "seed", "run", *scores, *costs, "device", "maskzoo"]
+    rows: list[list[object]] = []
     for cell in comparison.cells:
         for seed, run in sorted(cell.runs.items()):
             device = run.environment.get("device_name") or run.environment.get("device", "")
             made_by = run.environment.get("versions", {}).get("maskzoo", "")
             measured = [run.scores.get(score) for score in scores]
-            rows.append(
-                [cell.name, seed, run.path, *measured, run.steps, run.images, run.speed, run.seconds, device, made_by]
-            )
+            flops = comparison.flops.get(cell.name)
+            took: list[object] = [run.steps, run.images, run.speed, run.seconds, run.memory, flops]
+            if not run.trained:
+                took = [None] * len(costs)
+            rows.append([cell.name, seed if run.trained else None, run.path, *measured, *took, device, made_by])
     return _csv([head, *rows])
 
 
@@ -155,7 +160,7 @@ def how_to_read(comparison: Comparison) -> list[str]:
         "flops": f"Every cell was trained for as many FLOPs as '{comparison.baseline}'.",
         "time": f"Every cell was trained for about the time of '{comparison.baseline}', by a probe of its speed.",
     }
-    count = len(comparison.cells)
+    count = len(comparison.trained)
     sentences = [budgets.get(comparison.equal, "")]
     if len(comparison.seeds) > 1:
         sentences.append("Entries are means over seeds with the half-width of their 95 % interval (Student's t).")
@@ -168,7 +173,10 @@ def how_to_read(comparison: Comparison) -> list[str]:
             "Bold is what a paired test supports as better than every other cell (Holm's correction over all pairs, "
             "5 %)."
         )
-    pairs = min((len(cell.runs) for cell in comparison.cells), default=0)
+    others = [f"'{cell.name}'" for cell in comparison.cells if not cell.trained]
+    if others:
+        sentences.append(f"Evaluated, but not trained here, so in no test: {', '.join(others)}.")
+    pairs = min((len(cell.runs) for cell in comparison.trained), default=0)
     if pairs < 2:
         sentences.append("Where a cell has one seed, there are not enough seeds to tell.")
     elif pairs <= FEW:
@@ -240,6 +248,18 @@ def _flops(count: float | None) -> Entry:
 def _same(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,}{NONE}{high:,}"
+
+
+def _untested(cell: Cell, comparison: Comparison) -> str:
+    """Why a cell is not tested against the baseline."""
+    if cell.name == comparison.baseline:
+        return "baseline"
+    return "other data" if cell.trained else "not trained here"
+
+
+def _memory(cell: Cell) -> str:
+    known = [run.memory / 2**30 for run in cell.runs.values() if run.memory is not None]
+    return f"{max(known):.3g}" if known else NONE
 
 
 def _minutes(cell: Cell) -> str:

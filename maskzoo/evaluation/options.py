@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import attrs
 
 from maskzoo.errors import ContractError
 from maskzoo.protocols import Dataset
+from maskzoo.recipe import describe
 
 Images = int | Literal["all"]  # how many of a split
 
@@ -50,3 +52,18 @@ def classes_of(dataset: Dataset) -> int:
     if dataset.classes is None:
         raise ContractError(f"data '{dataset.name}' have no classes")
     return len(dataset.classes)
+
+
+def told(evaluator: Any) -> str:
+    """An evaluator's name with the options that are not as given, by which one is told from another of that name."""
+    fields = attrs.fields(type(evaluator)) if attrs.has(type(evaluator)) else ()
+    changed = {field.name: getattr(evaluator, field.name) for field in fields if field.init}
+    given = {field.name: field.default for field in fields}
+    options = [f"{name} {describe(value)}" for name, value in changed.items() if value != given[name]]
+    return " ".join([evaluator.name, *([f"({', '.join(options)})"] if options else [])])
+
+
+def names_of(evaluators: Sequence[Any]) -> list[str]:
+    """What to call the figures of each: by its name, and by its options too where another has that name."""
+    names = [evaluator.name for evaluator in evaluators]
+    return [told(one) if names.count(name) > 1 else name for one, name in zip(evaluators, names, strict=True)]
