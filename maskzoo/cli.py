@@ -186,6 +186,7 @@ def cost(recipe: Path | None, **changes: Any) -> None:
     help="Features: the mean of the patches' tokens, or the class token.",
 )
 @click.option("--device", default="auto", metavar="NAME", help="auto, cuda, mps or cpu.")
+@click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Processes that read images.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="E.g. linear.epochs=50; may be repeated.")
 @click.option("--backbone", metavar="NAME", help="In place of a run: any timm model, or a registered backbone.")
 @click.option("--weights", type=click.Path(path_type=Path), metavar="PATH", help="Weights for --backbone.")

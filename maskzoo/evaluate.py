@@ -51,6 +51,7 @@ class Wishes:
     data: Use | None = None
     pooling: Pooling = "mean"
     device: str = "auto"
+    workers: int | None = None  # that read images; None: as many as is usual for the device
     settings: tuple[str, ...] = ()  # KEY=VALUE, for an evaluator, the data or the backbone
 
 
@@ -155,6 +156,7 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
         pooling=wishes.pooling,
         device=device,
         objective=subject.objective,
+        workers=wishes.workers,
     )
     common = {**subject.about, "data": described(subject.dataset), "pooling": wishes.pooling}
     entries: list[dict[str, Any]] = []

@@ -540,6 +540,7 @@ class Encoder(Protocol):
     size: tuple[int, int]  # height and width of prepared images
     pooling: Pooling  # of the features, for fit and score alike
     device: torch.device  # where the backbone is
+    workers: int  # processes that read images, for an evaluator that needs a loader of its own
     backbone: Backbone
     objective: Objective | None  # what the backbone learnt by; None where that is not here
 

@@ -21,6 +21,7 @@ from maskzoo import checkpoint, processes
 from maskzoo.alarms import Alarms
 from maskzoo.build import build
 from maskzoo.data.batches import batches, loader_trouble, steps_in_epoch
+from maskzoo.data.whole import usual_workers
 from maskzoo.diagnosis import first_bad
 from maskzoo.display import display
 from maskzoo.engine import choose_device, keep_memory
@@ -34,9 +35,9 @@ from maskzoo.memory import PeakMemory
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.recipe import Recipe, describe, make
 from maskzoo.registry import Registry
+from maskzoo.signals import STOP_SIGNALS, signals_held
 from maskzoo.train import MODEL_FIGURES, Session, finite, train
 
-STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # the last is what SLURM can be asked to send ahead of the time limit
 LOWER = 0.5  # what the rates are multiplied by when a run goes back
 
 
@@ -102,6 +103,7 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
             session.image_size,
             device=session.device,
             objective=session.objective,
+            workers=_workers(session, recipe),
             # One of several processes must not leave while others wait for its part of the weights.
             stopping=lambda: session.stop_asked and processes.world() == 1,
         )
@@ -218,10 +220,7 @@ def _consume(
 
 
 def _workers(session: Session, recipe: Recipe) -> int:
-    if recipe.train.workers is not None:
-        return recipe.train.workers
-    # On a CPU the workers would take their time from the training itself.
-    return 0 if session.device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return usual_workers(session.device) if recipe.train.workers is None else recipe.train.workers
 
 
 def _batches(session: Session, dataset: Dataset, recipe: Recipe, workers: int) -> Iterator[Batch]:
@@ -287,7 +286,7 @@ class Source:
         while True:
             began = time.perf_counter()
             self.waiting = True
-            with _signals_held() if first and self.workers else nullcontext():
+            with signals_held() if first and self.workers else nullcontext():
                 batch = next(self.source, None)
             self.waiting = first = False
             self._waited += time.perf_counter() - began
@@ -321,20 +320,6 @@ class Source:
         self._loading = self._waited = 0.0
         alone = {f"{half}_images_per_second": round(images / spent, 1) for half, spent in halves.items() if spent > 0}
         return {"images_per_second": round(images / seconds, 1), **alone}
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold the signals that stop a run back, and from the processes that are started inside for good.
-
-    A terminal, or a cluster, sends them to the loader's workers too, whose death would be taken for an accident.
-    """
-    held = {getattr(signal, name) for name in STOP_SIGNALS}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @attrs.define

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from maskzoo.data.batches import prepare
 from maskzoo.data.digits import Digits, ImagesInMemory
+from maskzoo.data.folder import SourceGoneError
 from maskzoo.errors import ContractError, DataError, StoppedError
 from maskzoo.evaluation import maskzoo_evaluators
 from maskzoo.evaluation.features import WholeImages, evenly_spread
@@ -153,11 +155,12 @@ def test_features_can_be_learnt_from_and_are_float32() -> None:
     nn.Linear(16, 2)(features).sum().backward()
 
 
-def test_broken_images_are_left_out_of_features_with_their_labels() -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_images_are_left_out_of_features_with_their_labels(workers: int) -> None:
     whole = Album(images(6))
     holed = Album(images(6), frozenset([0, 5]))
     dataset = Points(holed, Album(images(0)))
-    encoder = WholeImages(Patches(), dataset, (8, 8), batch_size=2)
+    encoder = WholeImages(Patches(), dataset, (8, 8), batch_size=2, workers=workers)
     features, labels = encoder.features(holed)
     assert labels is not None
     assert labels.tolist() == [1, 2, 3, 4]
@@ -166,12 +169,44 @@ def test_broken_images_are_left_out_of_features_with_their_labels() -> None:
         encoder.features(Album(images(6), frozenset(range(6))))
 
 
-def test_an_evaluation_stops_where_somebody_asks_for_it() -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_evaluation_stops_where_somebody_asks_for_it(workers: int) -> None:
     dataset, asked = Points(Album(images(6)), Album(images(0))), iter([False, True])
-    encoder = WholeImages(Patches(), dataset, (8, 8), batch_size=2, stopping=lambda: next(asked))
+    encoder = WholeImages(Patches(), dataset, (8, 8), batch_size=2, workers=workers, stopping=lambda: next(asked))
     with pytest.raises(StoppedError, match="during an evaluation"):
         encoder.features(dataset.train)
     assert list(asked) == []  # in the middle
+    assert multiprocessing.active_children() == []
+
+
+def test_images_come_in_their_order_from_any_number_of_workers() -> None:
+    dataset = Points(Album(images(23), frozenset([7, 8])), Album(images(0)))
+    alone, shared = (
+        list(
+            WholeImages(Patches(), dataset, (8, 8), batch_size=4, workers=workers).batches(dataset.train, range(3, 23))
+        )
+        for workers in (0, 2)
+    )
+    assert [labels for _, labels in alone] == [labels for _, labels in shared]
+    assert [label for _, labels in alone for label in labels] == [*range(3, 7), *range(9, 23)]
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(alone, shared, strict=True))
+
+
+def test_where_the_images_are_gone_no_more_of_them_are_asked_for() -> None:
+    class Gone(Album):
+        asked = 0
+
+        def __getitem__(self, index: int) -> Sample:
+            Gone.asked += 1
+            if index < 2:
+                return super().__getitem__(index)
+            raise SourceGoneError("the folder is gone")
+
+    split = Gone(images(9))
+    encoder = WholeImages(Patches(), Points(split, Album(images(0))), (8, 8), batch_size=2)
+    with pytest.raises(SourceGoneError, match="the folder is gone"):
+        encoder.features(split)
+    assert Gone.asked == 3
 
 
 def test_features_without_labels_and_of_an_empty_split() -> None:

@@ -23,7 +23,8 @@ from maskzoo.compare.readings import read_run
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.recipe import Recipe, put, read
 from maskzoo.registry import Registry
-from maskzoo.run import STOP_SIGNALS, run
+from maskzoo.run import run
+from maskzoo.signals import STOP_SIGNALS
 
 STOPPED = 75  # exit code of a run that a signal has ended
 PROBE_STEPS = 25

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import attrs
 import torch
@@ -27,6 +27,7 @@ from maskzoo.errors import ContractError, DataError, MaskZooError
 from maskzoo.protocols import Batch, Dataset, Sample, Split, Stream
 from maskzoo.seeds import stream, stream_seed
 
+T = TypeVar("T")
 BICUBIC = InterpolationMode.BICUBIC
 LOOKUP_TRIES = 100  # broken images in a row
 
@@ -132,11 +133,11 @@ def batches(
         batch_size=None,  # a request is a whole batch
         num_workers=workers,
         prefetch_factor=prefetched if workers else None,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         pin_memory=pinned and pieces == 1,
         generator=torch.Generator(),  # otherwise the loader draws a seed, which nobody uses, from the global one
     )
-    packs: Generator[_Packed, None, None] = _without_torchs_words(loader)
+    packs: Generator[_Packed, None, None] = loaded(loader)
     if pieces > 1:
         packs = _joined(packs, pieces, pinned=pinned)
     return _checked(packs, len(split), max_broken, max(1, workers))
@@ -284,10 +285,10 @@ def _dead_worker(text: str) -> DataError:
     )
 
 
-def _without_torchs_words(loader: torch.utils.data.DataLoader[_Packed]) -> Generator[_Packed, None, None]:
+def loaded(loader: torch.utils.data.DataLoader[T]) -> Generator[T, None, None]:
     """What the loader gives; DataError where a worker dies or shared memory runs out. No worker outlives it."""
     others = set(multiprocessing.active_children())
-    iterator: Iterator[_Packed] | None = None
+    iterator: Iterator[T] | None = None
     try:
         iterator = iter(loader)
         yield from iterator
@@ -380,7 +381,8 @@ def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     )
 
 
-def _as_it_is(packed: Any) -> Any:
+def as_it_is(packed: Any) -> Any:
+    """What a loader is to make of a request's answer."""
     return packed
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskzoo.data.batches import prepare
-from maskzoo.errors import ContractError, DataError, StoppedError
+from maskzoo.data.whole import usual_workers, whole_batches
+from maskzoo.errors import ContractError, StoppedError
 from maskzoo.protocols import Dataset, Objective, Pooling, Split, Stream
 from maskzoo.seeds import stream
 
@@ -31,6 +31,7 @@ class WholeImages:
         batch_size: int = 256,
         device: torch.device | str | None = None,  # where the backbone is; None: where its parameters are
         objective: Any = None,  # an nn.Module and an Objective: what the backbone learnt by, if that is here
+        workers: int | None = None,  # that read and prepare images; None: as many as is usual for the device
         stopping: Callable[[], bool] = lambda: False,  # asked before each batch; then StoppedError is raised
     ) -> None:
         if pooling == "class" and backbone.prefix == 0:
@@ -48,6 +49,7 @@ class WholeImages:
         if device is None:
             device = next((parameter.device for parameter in backbone.parameters()), "cpu")
         self.device = torch.device(device)
+        self.workers = usual_workers(self.device) if workers is None else workers
         self._mean, self._std = tuple(dataset.mean), tuple(dataset.std)
         self._kept: dict[tuple[int, int | None], tuple[Split, Tensor, Tensor | None]] | None = None
 
@@ -122,24 +124,19 @@ class WholeImages:
         Images that cannot be read are left out; DataError if that leaves none. StoppedError where somebody wants to
         stop: an evaluation can be begun again.
         """
-        waiting: list[tuple[Tensor, int | None]] = []
-        problem: DataError | None = None
-        read = 0
-        for position, index in enumerate(chosen, start=1):
-            try:
-                sample = split[index]
-            except DataError as error:
-                problem = problem or error
-            else:
-                waiting.append((prepare(sample.image, self.size, self._mean, self._std), sample.label))
-                read += 1
-            if waiting and (len(waiting) == self.batch_size or position == len(chosen)):
-                if self.stopping():
-                    raise StoppedError("stopped by a signal during an evaluation")
-                yield torch.stack([image for image, _ in waiting]), [label for _, label in waiting]
-                waiting = []
-        if problem is not None and not read:
-            raise DataError(f"none of {len(chosen)} images can be read: {problem}")
+        source = whole_batches(
+            split,
+            chosen,
+            size=self.size,
+            mean=self._mean,
+            std=self._std,
+            batch_size=self.batch_size,
+            workers=self.workers,
+        )
+        for images, labels in source:
+            if self.stopping():
+                raise StoppedError("stopped by a signal during an evaluation")
+            yield images, labels
 
 
 def some_of(split: Split, wanted: int | None) -> list[int]:

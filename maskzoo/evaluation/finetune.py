@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -83,7 +82,7 @@ class FineTune:
             model.setup(backbone)
             model.to(device).train()
             self._train(model, encoder, dataset)
-        tuned = WholeImages(backbone, dataset, encoder.size, device=device, objective=model)
+        tuned = WholeImages(backbone, dataset, encoder.size, device=device, objective=model, workers=encoder.workers)
         foretold = tuned.predictions(dataset.test)
         if foretold is not None:
             scores, labels = foretold
@@ -125,7 +124,7 @@ class FineTune:
             start=0,
             steps=steps,
             scale=self.scale,
-            workers=min(8, os.cpu_count() or 1) if encoder.device.type == "cuda" else 0,
+            workers=encoder.workers,
             pin_memory=encoder.device.type == "cuda",
         )
         for step, batch in enumerate(source):

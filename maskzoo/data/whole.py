@@ -1,0 +1,111 @@
+"""Whole images of a split, prepared for an encoder, batch by batch, by as many workers as one likes.
+
+Shapes: B images in a batch, C channels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
+
+import attrs
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from maskzoo.data.batches import as_it_is, loaded, prepare
+from maskzoo.data.folder import SourceGoneError
+from maskzoo.errors import DataError
+from maskzoo.protocols import Split, Stream
+from maskzoo.signals import signals_held
+
+MOST_WORKERS = 8  # unless more are asked for
+
+
+def usual_workers(device: torch.device) -> int:
+    """How many workers a loader has unless somebody says: none where they would take the time of the computation."""
+    return 0 if device.type == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+def whole_batches(
+    split: Split,
+    chosen: Sequence[int],
+    *,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, list[int | None]]]:
+    """The images at the `chosen` positions in their order, prepared [B, C, *size], with their labels.
+
+    Images that cannot be read are left out; DataError if that leaves none, if their source is gone, or if a worker
+    dies. A stream is read by one: each of several would have to read all of it.
+    """
+    workers = 0 if isinstance(split, Stream) else workers
+    places = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
+    source = _Whole(split, size, tuple(mean), tuple(std), shared=workers > 0)
+    loader = torch.utils.data.DataLoader(
+        source,
+        sampler=places,
+        batch_size=None,  # a request is a whole batch
+        num_workers=workers,
+        collate_fn=as_it_is,
+        generator=torch.Generator(),  # otherwise the loader draws a seed, which nobody uses, from the global one
+    )
+    problem: DataError | None = None
+    read = 0
+    with closing(loaded(loader)) as packs:
+        with signals_held() if workers else nullcontext():  # where they are started
+            first = next(packs, None)
+        for pack in itertools.chain([] if first is None else [first], packs):
+            if isinstance(pack.problem, SourceGoneError):
+                raise pack.problem
+            problem = problem or pack.problem
+            if pack.images is not None:
+                read += len(pack.labels)
+                yield pack.images, pack.labels
+    if problem is not None and not read:
+        raise DataError(f"none of {len(chosen)} images can be read: {problem}")
+
+
+@attrs.frozen(eq=False)
+class _Pack:
+    """A batch on its way from a worker; an error travels as data, since torch would wrap it in its own words."""
+
+    images: Tensor | None  # [B, C, *size]; None where not one could be read
+    labels: list[int | None]
+    problem: DataError | None  # the first
+
+
+@attrs.frozen(eq=False)
+class _Whole(torch.utils.data.Dataset[_Pack]):
+    """Batches of a split, by the positions of their images."""
+
+    split: Split
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shared: bool  # hand batches over in shared memory
+
+    def __getitem__(self, places: Sequence[int]) -> _Pack:
+        images: list[Tensor] = []
+        labels: list[int | None] = []
+        problem: DataError | None = None
+        for place in places:
+            try:
+                sample = self.split[place]
+            except DataError as error:
+                problem = problem or error
+                if isinstance(error, SourceGoneError):
+                    return _Pack(None, [], error)
+                continue
+            images.append(prepare(sample.image, self.size, self.mean, self.std))
+            labels.append(sample.label)
+        if not images:
+            return _Pack(None, [], problem)
+        stacked = torch.stack(images)
+        # Here, and not in the thread of torch's queue, where an error would be printed and the batch never come.
+        return _Pack(Tensor.share_memory_(stacked) if self.shared else stacked, labels, problem)  # type: ignore[no-untyped-call]
