@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -339,11 +340,48 @@ def test_latex_is_whole_and_escaped(tmp_path: Path):
     assert len([line for line in body if line.strip()]) == 2
     for line in text.splitlines():
         if line.endswith(r"\\"):
-            assert len(re.findall(r"(?<!\\)&", line)) == len(environment) - 1
+            spanned = sum(int(columns) - 1 for columns in re.findall(r"\\multicolumn{(\d)}", line))
+            assert len(re.findall(r"(?<!\\)&", line)) + spanned == len(environment) - 1
     assert r"a\_b \& 50\%" in text
     assert r"x\textasciicircum{}2 \#1 \{y\} \textasciitilde{}\$\textbackslash{}" in text
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
     assert not re.search(r"(?<!\\)[_#]|[^\x00-\x7f]", text.split("\n", 1)[1].replace("\\begin", ""))
+
+
+def test_latex_stars_what_a_test_supports_and_nothing_else(tmp_path: Path):
+    assert r"& +10.1$^{*}$ &" in latex(gather(make_runs(tmp_path / "a", CLEAR)))
+    unclear = latex(gather(make_runs(tmp_path / "b", UNCLEAR)))
+    assert "$^{*}$" not in unclear
+    assert r"60.0 $\pm$ 24.8 & -- &" in unclear
+
+
+def test_more_scores_than_a_page_is_wide_come_in_several_floats(tmp_path: Path):
+    scores = {f"e{number}/top1": 0.1 * number for number in range(5)}
+    paths = [make_run(tmp_path / masker, masker, scores=scores) for masker in ("random", "clmae")]
+    first, second = latex(gather(paths)).split("\\begin{table}")[1:]
+    assert [text.count(r"\multicolumn{2}{c}{e") for text in (first, second)] == [3, 2]
+    assert (r"& min \\" in first, r"& min \\" in second) == (True, False)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("number", [0, 1, 4])
+def test_latex_compiles_and_fits_the_page(tmp_path: Path, number: int):
+    scores = {f"evaluator_{n}/top1 & 5%": 0.1234 + 0.1 * n for n in range(number)}
+    paths = [
+        make_run(
+            tmp_path / f"{masker}{seed}", masker, seed, {name: value + 0.017 * seed for name, value in scores.items()}
+        )
+        for masker in ("random", "clmae", "attmask")
+        for seed in range(3)
+    ]
+    preamble = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "paper.tex").write_text(preamble + latex(gather(paths)) + r"\end{document}")
+    done = subprocess.run(
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, errors="replace",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert not re.search(r"Overfull \\hbox \((\d+)", done.stdout), done.stdout[-2000:]
 
 
 def test_escaping_leaves_nothing_that_latex_would_take_for_a_command():

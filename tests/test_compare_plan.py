@@ -203,6 +203,14 @@ def test_a_comparison_that_is_at_work_keeps_others_out(tmp_path: Path):
         go(plan)
 
 
+def test_runs_at_once_share_the_cores_unless_somebody_said_otherwise(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(12)), raising=False)
+    assert [launch.sharing_cores(runs)["OMP_NUM_THREADS"] for runs in (2, 5, 24)] == ["6", "2", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launch.sharing_cores(2)["OMP_NUM_THREADS"] == "3"
+
+
 def test_a_speed_is_measured_once(tmp_path: Path):
     speed = launch.speed_of(tmp_path, REGISTRY, Console(quiet=True), "random", base())
     assert speed > 0

@@ -28,6 +28,7 @@ from maskzoo.signals import STOP_SIGNALS
 
 STOPPED = 75  # exit code of a run that a signal has ended
 PROBE_STEPS = 25
+THREADS = "OMP_NUM_THREADS"  # the environment's name for how many threads torch computes with
 PAUSE = 0.1  # seconds between two looks at what runs
 
 
@@ -153,6 +154,7 @@ def _at_once(
 ) -> list[str]:
     """A process for each run, as many at once as there are slots; what each prints goes to logs/."""
     waiting, free, failures, stopped = list(missing), list(slots), [], False
+    surroundings = sharing_cores(len(slots))
     running: list[tuple[Job, str | None, subprocess.Popen[bytes]]] = []
     (out / "logs").mkdir(exist_ok=True)
     told = False
@@ -170,7 +172,7 @@ def _at_once(
                 with _log(out, job).open("wb") as log:
                     process = subprocess.Popen(
                         command(job, device),
-                        stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                        stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=surroundings,
                         start_new_session=True,  # a terminal's signals come to us, who pass them on once
                     )  # fmt: skip
                 running.append((job, device, process))
@@ -192,6 +194,15 @@ def _at_once(
     if stopped:
         raise StoppedError("a signal stopped some of the runs; the same command goes on")
     return failures
+
+
+def sharing_cores(runs: int) -> dict[str, str]:
+    """The environment of each of several runs at once: its share of the cores, unless somebody has said otherwise.
+
+    Each would use all of them, and they would wait for one another.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {THREADS: str(max(1, cores // runs)), **os.environ}
 
 
 def _log(out: Path, job: Job) -> Path:

@@ -25,6 +25,7 @@ from maskzoo.compare.tables import (
     latex,
     markdown,
     results_csv,
+    stacked,
     statistics_csv,
 )
 from maskzoo.errors import MaskZooError, RecipeError
@@ -212,14 +213,7 @@ def _lead(comparison: Comparison) -> str:
 
 def _results(comparison: Comparison) -> list[str]:
     """A table for each score, so that none of them is too wide to be read, and one of what it took."""
-    table = columns(comparison)
-    names, seeds = table[:2]
-    parts = []
-    for score in comparison.scores:
-        shown = [names, seeds, *(column for column in table if column.score == score)]
-        parts.append(_table(shown, score))
-    costs = [names, *(column for column in table[2:] if not column.score)]
-    return [*parts, _table(costs, "what it took") if parts else _table(costs, "no score, only what it took")]
+    return [_table(shown, title) for title, shown in stacked(comparison)]
 
 
 def _table(shown: Sequence[Column], title: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import attrs
+import numpy
 from scipy import stats
 
 LEVEL = 0.95  # of every interval
@@ -46,13 +46,14 @@ class Difference:
 
 def summarise(values: Sequence[float]) -> Summary:
     """Mean, standard deviation and interval of at least one value."""
-    count = len(values)
-    mean = math.fsum(values) / count
+    count, mean = len(values), float(numpy.mean(values))
     if count < 2:
         return Summary(count, mean, None, None, None)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(stats.t.ppf(1 - ALPHA / 2, count - 1)) * deviation / math.sqrt(count)
-    return Summary(count, mean, deviation, mean - half, mean + half)
+    deviation = float(numpy.std(values, ddof=1))
+    if deviation == 0:
+        return Summary(count, mean, deviation, mean, mean)
+    low, high = stats.t.interval(LEVEL, count - 1, loc=mean, scale=stats.sem(values))
+    return Summary(count, mean, deviation, float(low), float(high))
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
@@ -63,8 +64,8 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference
     summary = summarise([ours[seed] - theirs[seed] for seed in seeds])
     if summary.deviation is None or summary.deviation <= 1e-12 * max(1.0, abs(summary.mean)):
         return Difference(len(seeds), summary, None)  # nothing to measure the difference against
-    t = summary.mean / (summary.deviation / math.sqrt(len(seeds)))
-    return Difference(len(seeds), summary, float(2 * stats.t.sf(abs(t), len(seeds) - 1)))
+    test = stats.ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    return Difference(len(seeds), summary, float(test.pvalue))
 
 
 def holm(chances: Sequence[float]) -> list[float]:

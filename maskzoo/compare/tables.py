@@ -13,6 +13,14 @@ from maskzoo.compare.cells import Cell, Comparison, signed, unit
 from maskzoo.compare.statistics import FEW, Difference, Summary
 
 SPREAD = "SD"
+STAR = "$^{*}$"
+ABREAST = 3  # scores side by side in a float
+PRINTED_COSTS = {"GFLOPs an image": "GFLOPs", "minutes": "min"}  # for which a paper has room
+BUDGETS = {
+    "epochs": "Every cell was trained for as long as its own recipe says.",
+    "flops": "Every cell was trained for as many FLOPs as '{}'.",
+    "time": "Every cell was trained for about the time of '{}', by a probe of its speed.",
+}
 NONE = "\u2013"  # an entry that there is not, and the dash between the ends of a range
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -79,40 +87,129 @@ def columns(comparison: Comparison) -> list[Column]:
     return made
 
 
-def markdown(comparison: Comparison) -> str:
-    """The table for a README, with what is needed to read it."""
+def stacked(comparison: Comparison) -> list[tuple[str, list[Column]]]:
+    """The table cut into pieces that are not too wide to be read: {title: columns}, one a score, and what it took."""
     table = columns(comparison)
+    names, seeds = table[:2]
+    pieces = [
+        (score, [names, seeds, *(column for column in table if column.score == score)]) for score in comparison.scores
+    ]
+    costs = [names, *(column for column in table[2:] if not column.score)]
+    return [*pieces, ("what it took" if pieces else "no score, only what it took", costs)]
+
+
+def markdown(comparison: Comparison) -> str:
+    """The tables for a README, with what is needed to read them."""
+    pieces = [_markdown(piece, len(comparison.cells)) for _, piece in stacked(comparison)]
+    notes = "\n\n".join(how_to_read(comparison))
+    remarks = "".join(f"- {_pipes(remark)}\n" for remark in comparison.remarks)
+    return "\n\n".join(pieces) + f"\n\n{notes}\n" + (f"\nRemarks:\n\n{remarks}" if remarks else "")
+
+
+def _markdown(table: Sequence[Column], rows: int) -> str:
     lines = [
         "| " + " | ".join(_pipes(column.head) for column in table) + " |",
         "|" + "|".join(" ---: " if column.numbers else " :--- " for column in table) + "|",
     ]
-    for row in range(len(comparison.cells)):
+    for row in range(rows):
         entries = [column.entries[row] for column in table]
         texts = [f"**{_pipes(entry.text)}**" if entry.bold else _pipes(entry.text) for entry in entries]
         lines.append("| " + " | ".join(texts) + " |")
-    notes = "\n\n".join(how_to_read(comparison))
-    remarks = "".join(f"- {_pipes(remark)}\n" for remark in comparison.remarks)
-    return "\n".join(lines) + f"\n\n{notes}\n" + (f"\nRemarks:\n\n{remarks}" if remarks else "")
+    return "\n".join(lines)
 
 
 def latex(comparison: Comparison) -> str:
-    r"""The table as a float that compiles wherever `\usepackage{booktabs}` stands, for the paper."""
+    r"""The table as a float that fits a page and compiles wherever `\usepackage{booktabs}` stands.
+
+    For each score the mean with its interval, and the difference to the baseline with a star where a test supports it;
+    what a page has no room for is in statistics.csv. More than ABREAST scores go into several floats.
+    """
+    scores = comparison.scores
+    pieces = [scores[first : first + ABREAST] for first in range(0, len(scores), ABREAST)] or [[]]
+    floats = [_float(comparison, piece, costs=number == 0) for number, piece in enumerate(pieces)]
+    return "% Needs \\usepackage{booktabs}.\n" + "\n".join(floats)
+
+
+def _float(comparison: Comparison, scores: Sequence[str], *, costs: bool) -> str:
+    """One float, with these scores side by side, and what it took."""
     table = columns(comparison)
-    lines = [
-        "% Needs \\usepackage{booktabs}.",
-        "\\begin{table}",
-        "  \\centering",
-        f"  \\caption{{{escaped(' '.join(how_to_read(comparison)))}}}",
-        f"  \\begin{{tabular}}{{{''.join('r' if column.numbers else 'l' for column in table)}}}",
-        "    \\toprule",
-        "    " + " & ".join(escaped(column.head) for column in table) + r" \\",
-        "    \\midrule",
+    alike = len({len(cell.runs) for cell in comparison.trained}) <= 1
+    lead = [column for column in table[:2] if column.head != "seeds" or not alike]
+    tail = [column for column in table[2:] if not column.score and column.head in PRINTED_COSTS and costs]
+    groups = [_group(comparison, [column for column in table if column.score == score]) for score in scores]
+    evaluators, figures, rules = [""] * len(lead), [""] * len(lead), []
+    lower = [escaped(column.head) for column in lead]
+    for head, group in groups:
+        evaluator, _, figure = head.partition("/")
+        for row, text in ((evaluators, evaluator), (figures, figure)):
+            row.append(rf"\multicolumn{{{len(group)}}}{{c}}{{{escaped(text)}}}")
+        rules.append(rf"\cmidrule(lr){{{len(lower) + 1}-{len(lower) + len(group)}}}")
+        lower += ["mean", r"$\Delta$"][: len(group)]
+    evaluators += [""] * len(tail)
+    figures += [""] * len(tail)
+    lower += [PRINTED_COSTS[column.head] for column in tail]
+    texts = [
+        *([_latex_entry(entry) for entry in column.entries] for column in lead),
+        *(text for _, group in groups for text in group),
+        *([_latex_entry(entry) for entry in column.entries] for column in tail),
     ]
-    for row in range(len(comparison.cells)):
-        entries = [column.entries[row] for column in table]
-        lines.append("    " + " & ".join(_latex_entry(entry) for entry in entries) + r" \\")
-    lines += ["    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""]
-    return "\n".join(lines)
+    heads = [*(" & ".join(row) + r" \\" for row in (evaluators, figures)), " ".join(rules)] if groups else []
+    rows = [" & ".join(row) + r" \\" for row in zip(*texts, strict=True)]
+    inside = [r"\toprule", *heads, " & ".join(lower) + r" \\", r"\midrule", *rows, r"\bottomrule"]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{escaped(' '.join(_caption(comparison)))}}}",
+            r"  \footnotesize",
+            r"  \setlength{\tabcolsep}{3pt}",
+            rf"  \begin{{tabular}}{{{'l' + 'r' * (len(lower) - 1)}}}",
+            *(f"    {line}" for line in inside),
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _group(comparison: Comparison, columns: Sequence[Column]) -> tuple[str, list[list[str]]]:
+    """The head of a score, its means, and the differences with a star where the test supports one."""
+    means = [_latex_entry(entry) for entry in columns[0].entries]
+    tests = comparison.differences(columns[0].score)
+    if len(comparison.cells) == 1:
+        return columns[0].head, [means]
+    factor, decimals, _ = unit(columns[0].score)
+    gaps = []
+    for cell in comparison.cells:
+        test = tests.get(cell.name)
+        gap = None if test is None else test.summary
+        shown = Entry(NONE if gap is None else signed(gap.mean * factor, decimals))
+        gaps.append(_latex_entry(shown) + STAR * (test is not None and test.supported))
+    return columns[0].head, [means, gaps]
+
+
+def _caption(comparison: Comparison) -> list[str]:
+    """What a reader of the paper has to know, in a few sentences."""
+    trained = comparison.trained
+    others = len(comparison.differences(comparison.scores[0])) if comparison.scores else 0
+    seeds = [len(cell.runs) for cell in trained]
+    sentences = []
+    if max(seeds, default=0) > 1:
+        number = f"{seeds[0]} seeds" if len(set(seeds)) == 1 else "the seeds"
+        sentences.append(f"Means over {number} with the half-width of their 95 % interval (Student's t).")
+    elif trained:
+        sentences.append("One seed: not enough to tell.")
+    if others:
+        sentences.append(
+            f"Differences are to '{comparison.baseline}', seed by seed; a star where a paired t-test supports one at "
+            f"5 % after Holm's correction over {others} {'cell' if others == 1 else 'cells'}; bold where a cell is "
+            "better than every other, so tested. GFLOPs are those of an image in training, min the minutes of a run."
+        )
+    return [
+        *sentences,
+        BUDGETS[comparison.equal].format(comparison.baseline) if trained else "",
+        *_not_trained(comparison),
+    ]
 
 
 def results_csv(comparison: Comparison) -> str:
@@ -155,13 +252,8 @@ def statistics_csv(comparison: Comparison) -> str:
 
 def how_to_read(comparison: Comparison) -> list[str]:
     """Sentences on what the numbers are."""
-    budgets = {
-        "epochs": "Every cell was trained for as long as its own recipe says.",
-        "flops": f"Every cell was trained for as many FLOPs as '{comparison.baseline}'.",
-        "time": f"Every cell was trained for about the time of '{comparison.baseline}', by a probe of its speed.",
-    }
     count = len(comparison.trained)
-    sentences = [budgets.get(comparison.equal, "")]
+    sentences = [BUDGETS[comparison.equal].format(comparison.baseline)] if count else []
     if len(comparison.seeds) > 1:
         sentences.append("Entries are means over seeds with the half-width of their 95 % interval (Student's t).")
     if count > 1:
@@ -173,15 +265,18 @@ def how_to_read(comparison: Comparison) -> list[str]:
             "Bold is what a paired test supports as better than every other cell (Holm's correction over all pairs, "
             "5 %)."
         )
-    others = [f"'{cell.name}'" for cell in comparison.cells if not cell.trained]
-    if others:
-        sentences.append(f"Evaluated, but not trained here, so in no test: {', '.join(others)}.")
+    sentences += _not_trained(comparison)
     pairs = min((len(cell.runs) for cell in comparison.trained), default=0)
     if pairs < 2:
         sentences.append("Where a cell has one seed, there are not enough seeds to tell.")
     elif pairs <= FEW:
         sentences.append(f"With {pairs} seeds the intervals are wide, and only large differences can be shown.")
     return sentences
+
+
+def _not_trained(comparison: Comparison) -> list[str]:
+    others = [f"'{cell.name}'" for cell in comparison.cells if not cell.trained]
+    return [f"Evaluated, but not trained here, so in no test: {', '.join(others)}."] if others else []
 
 
 def escaped(text: str) -> str:
