@@ -9,7 +9,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def read(path: Path) -> dict[str, Any]:
             _check_shards(path / "shards")
         file = path / REST if path.is_dir() else path
         with zipfile.ZipFile(file) as archive:
-            _check_sums(archive)
+            check_sums(archive)
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not {"step", "state"} <= state.keys():
             raise ValueError("it is something else")
@@ -177,7 +177,7 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _check_sums(archive: zipfile.ZipFile) -> None:
+def check_sums(archive: zipfile.ZipFile) -> None:
     """Raise ValueError where a byte is not what was written; torch, though it writes checksums, never looks at them."""
     damaged = archive.testzip()
     if damaged is not None:
@@ -192,7 +192,7 @@ def _check_shards(folder: Path) -> None:
         with (folder / place.relative_path).open("rb") as file:
             file.seek(place.offset)
             with zipfile.ZipFile(io.BytesIO(file.read(place.length))) as archive:
-                _check_sums(archive)
+                check_sums(archive)
 
 
 def state_of(session: Session) -> dict[str, Any]:
@@ -221,6 +221,20 @@ def _live(session: Session, *, whole: bool) -> dict[str, Any]:
     if whole:
         parts |= {"objective": session.objective, "teacher": session.teacher, "optimizer": session.mover}
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def newest_good(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+    """The newest of some checkpoints that can be read, its objective's state, and what is wrong with newer ones.
+
+    Raises RecipeError where none can be read.
+    """
+    problems: list[str] = []
+    for path in reversed(paths):
+        try:
+            return read(path), objective_of(path), problems
+        except RecipeError as found:
+            problems.append(str(found))
+    raise RecipeError(problems[0])
 
 
 def objective_of(path: Path) -> dict[str, Tensor]:

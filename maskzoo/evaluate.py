@@ -16,9 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from maskzoo.build import described, make_backbone
+from maskzoo.data.batches import loader_trouble
+from maskzoo.data.folder import STATISTICS
 from maskzoo.engine import choose_device
-from maskzoo.errors import MaskZooError, RecipeError
-from maskzoo.evaluation.features import WholeImages
+from maskzoo.errors import MaskZooError, RecipeError, StoppedError
+from maskzoo.evaluation.features import Statistics, WholeImages
 from maskzoo.evaluation.options import shown, told
 from maskzoo.folder import RunFolder
 from maskzoo.plain import replace
@@ -29,6 +31,7 @@ from maskzoo.seeds import stream_seed
 from maskzoo.trained import open_run
 from maskzoo.weights import load_weights
 
+FOUND = ("figures", "left_out")  # of an entry; all else decides what is found
 KEY = "evaluations"  # of evaluation.json; what a run itself measures has keys of its own
 
 
@@ -41,6 +44,8 @@ class Subject:
     objective: Any | None  # an nn.Module and an Objective, where there is one
     dataset: Dataset
     about: Mapping[str, Any]  # what tells its figures from others: the step of a run, or the model and its weights
+    statistics: Statistics  # mean and deviation by which its images are normalised, as where it has learnt
+    classes: Sequence[str] | None = None  # that the objective has learnt
 
 
 @attrs.frozen
@@ -60,14 +65,33 @@ def evaluate_run(path: Path, wishes: Wishes, registry: Registry, console: Consol
     run = open_run(path, registry)
     uses = list(run.recipe.evaluation) if wishes.evaluators is None else _listed(wishes.evaluators)
     plain = {"data": plain_of(run.recipe)["data"] if wishes.data is None else wishes.data}
-    evaluators = _configured(plain, uses, wishes.settings, registry)
+    evaluators = _configured(plain, uses, wishes.settings, registry, console if wishes.evaluators is None else None)
     dataset: Dataset = make(registry, "dataset", plain["data"], "data")
+    for sentence in run.damaged:
+        console.print(f"{sentence}; going back to step {run.step}", style="yellow", highlight=False, markup=False)
     if dataset.channels != run.backbone.channels:
         raise RecipeError(
             f"--data: images of '{dataset.name}' have {dataset.channels} channels, and the run's backbone takes "
             f"{run.backbone.channels}"
         )
-    subject = Subject(path, run.backbone, run.objective, dataset, {"step": run.step})
+    own: Any = dataset
+    if plain["data"] != plain_of(run.recipe)["data"]:
+        try:
+            own = run.dataset()
+        except MaskZooError:
+            own = None
+            sentence = "the data of the run are gone, so images are normalised as is usual for those evaluated on"
+            console.print(sentence, style="yellow", highlight=False, markup=False)
+    usual: Any = dataset if own is None else own
+    subject = Subject(
+        path,
+        run.backbone,
+        run.objective,
+        dataset,
+        {"step": run.step},
+        (tuple(usual.mean), tuple(usual.std)),
+        () if own is None else own.classes,
+    )
     return _evaluate(subject, evaluators, wishes, console)
 
 
@@ -94,7 +118,21 @@ def evaluate_backbone(
     if weights is not None:
         load_weights(backbone, weights, "--weights")
     about = {"model": describe(backbone), "weights": None if weights is None else str(weights)}
-    return _evaluate(Subject(out, backbone.eval(), None, dataset, about), evaluators, wishes, console)
+    statistics = _statistics(backbone, dataset, weights, pretrained)
+    return _evaluate(Subject(out, backbone.eval(), None, dataset, about, statistics), evaluators, wishes, console)
+
+
+def _statistics(backbone: Any, dataset: Dataset, weights: Path | None, pretrained: bool) -> Statistics:
+    """Mean and deviation by which a model's images are normalised: timm's own, or ImageNet's for a file of weights."""
+    found: Any = (dataset.mean, dataset.std)
+    if pretrained:
+        config = getattr(backbone.model, "pretrained_cfg", {})
+        found = config.get("mean", ()), config.get("std", ())
+    elif weights is not None and not weights.is_dir():
+        found = STATISTICS.get(backbone.channels, found)
+    if len(found[0]) != backbone.channels:
+        found = (dataset.mean, dataset.std)
+    return tuple(found[0]), tuple(found[1])
 
 
 def _listed(text: str) -> list[Use]:
@@ -112,10 +150,17 @@ def _listed(text: str) -> list[Use]:
     return [parse(use) if use.startswith("{") else use for use in uses]
 
 
-def _configured(plain: dict[str, Any], uses: Sequence[Use], settings: Sequence[str], registry: Registry) -> list[Any]:
+def _configured(
+    plain: dict[str, Any],
+    uses: Sequence[Use],
+    settings: Sequence[str],
+    registry: Registry,
+    told_of: Console | None = None,
+) -> list[Any]:
     """The evaluators, after --set has changed their options and, in place, those of the data and the backbone.
 
-    A setting of an evaluator that is asked for twice holds for both.
+    A setting of an evaluator that is asked for twice holds for both. With `told_of`, one that cannot be made, such as
+    one whose plugin is gone, is said there and left out.
     """
     held = [{"evaluator": use} for use in uses]
     names = [str(use.get("use") if isinstance(use, Mapping) else use).split(":")[0] for use in uses]
@@ -132,9 +177,15 @@ def _configured(plain: dict[str, Any], uses: Sequence[Use], settings: Sequence[s
         for name, one in zip(names, held, strict=True):
             if name == place:
                 put(one, f"evaluator.{option}", parse(value.strip()))
-    return [
-        make(registry, "evaluator", one["evaluator"], f"--with {name}") for name, one in zip(names, held, strict=True)
-    ]
+    made = []
+    for name, one in zip(names, held, strict=True):
+        try:
+            made.append(make(registry, "evaluator", one["evaluator"], f"--with {name}"))
+        except MaskZooError as problem:
+            if told_of is None:
+                raise
+            told_of.print(f"{name}: not measured: {problem}", style="yellow", highlight=False, markup=False)
+    return made
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -156,15 +207,27 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
         pooling=wishes.pooling,
         device=device,
         objective=subject.objective,
+        classes=subject.classes,
+        statistics=subject.statistics,
         workers=wishes.workers,
     )
-    common = {**subject.about, "data": described(subject.dataset), "pooling": wishes.pooling}
+    common = {
+        **subject.about,
+        "data": described(subject.dataset),
+        "normalisation": dict(zip(("mean", "std"), map(list, subject.statistics), strict=True)),
+        "pooling": wishes.pooling,
+    }
     entries: list[dict[str, Any]] = []
     table = Table("evaluator", "figure", "value", box=None, pad_edge=False)
     folder = RunFolder(subject.folder)
     with _locked(folder), encoder.remembering():
+        folder.evaluation()  # what cannot be read is said before hours are spent
         for evaluator in evaluators:
+            label = told(evaluator)
             figures, problem = _measured(evaluator, encoder, subject)
+            if broken := encoder.broken():
+                sentence = f"{len(broken)} images cannot be read and are left out, e.g. {broken[0]}"
+                console.print(f"{evaluator.name}: {sentence}", style="yellow", highlight=False, markup=False)
             if problem:
                 console.print(
                     f"{evaluator.name}: not measured: {problem}", style="yellow", highlight=False, markup=False
@@ -172,11 +235,12 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
                 continue
             kept = {name: value if math.isfinite(value) else None for name, value in figures.items()}
             for name, value in kept.items():
-                table.add_row(escape(told(evaluator)), escape(name), shown(name, value))
+                table.add_row(escape(label), escape(name), shown(name, value))
                 if value is None:
                     sentence = f"{evaluator.name}: {name} is {figures[name]}, no finite number; it is kept as null"
                     console.print(sentence, style="yellow", highlight=False, markup=False)
-            entries.append({**common, "evaluator": describe(evaluator), "figures": kept})
+            left_out = {"left_out": len(broken)} if broken else {}
+            entries.append({**common, "evaluator": describe(evaluator), "figures": kept, **left_out})
             with folder.writing():
                 _add(subject.folder / "evaluation.json", folder.evaluation(), entries[-1])
     if not entries:
@@ -195,9 +259,14 @@ def _measured(evaluator: Any, encoder: WholeImages, subject: Subject) -> tuple[d
     if lacking:
         return {}, lacking
     try:
-        figures = dict(evaluator(encoder, subject.dataset))
+        figures = {str(name): float(value) for name, value in evaluator(encoder, subject.dataset)}
+    except StoppedError:
+        raise
     except MaskZooError as problem:
         return {}, str(problem).removeprefix(f"{evaluator.name}: ")
+    except Exception as problem:  # whatever a plugin, a device without memory or a dead worker has thrown
+        words = (str(problem).splitlines() or [""])[0]
+        return {}, str(loader_trouble(problem) or f"{type(problem).__name__}: {words}")
     return figures, "" if figures else "there is nothing for it to measure in this model and these data"
 
 
@@ -229,7 +298,7 @@ def _add(path: Path, measured: Mapping[str, Any], entry: Mapping[str, Any]) -> N
 
 def _settings(entry: Mapping[str, Any]) -> Any:
     """All that decides an entry's figures, as it is read back from JSON."""
-    return json.loads(json.dumps({name: value for name, value in entry.items() if name != "figures"}))
+    return json.loads(json.dumps({name: value for name, value in entry.items() if name not in FOUND}))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import shutil
 import socket
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,6 @@ from rich.console import Console
 
 from maskzoo import checkpoint, processes
 from maskzoo.errors import MaskZooError, RecipeError
-from maskzoo.evaluation.options import names_of
 from maskzoo.plain import FREE_KEYS, replace, shown
 from maskzoo.recipe import Recipe, completed, plain_of, read, write
 from maskzoo.registry import Registry
@@ -244,12 +243,27 @@ class RunFolder:
         return {name: statistics.median(speeds) for name, speeds in known.items() if speeds}
 
     def evaluation(self) -> dict[str, Any]:
-        """What has been measured so far."""
+        """What has been measured so far; RecipeError where that cannot be read."""
         path = self.path / "evaluation.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError as problem:
+            held, reason = None, str(problem)
+        else:
+            reason = "it holds no table of values"
+        if not isinstance(held, dict):
+            raise RecipeError(
+                f"'{path}' cannot be read ({reason}); rename it, and what was in it can be measured again"
+            )
+        return held
 
-    def add_evaluation(self, when: str, figures: Mapping[str, float], evaluators: list[Any]) -> None:
-        """Add figures under "before" or "after", with the settings that they were measured under."""
+    def add_evaluation(
+        self, when: str, figures: Mapping[str, float], evaluators: Sequence[Any], names: Sequence[str]
+    ) -> None:
+        """Add figures under "before" or "after", with the settings that they were measured under.
+
+        A figure begins with one of the `names`, that of its evaluator.
+        """
         if not processes.first():
             return
         settings = {
@@ -257,7 +271,7 @@ class RunFolder:
                 {"use": evaluator.name, **attrs.asdict(evaluator)} if attrs.has(type(evaluator)) else evaluator.name
                 for evaluator in evaluators
             ],
-            "names": names_of(evaluators),
+            "names": list(names),
             "features": "mean of patch tokens of the whole image, eval mode",
         }
         whole = {**self.evaluation(), "settings": settings, when: dict(figures)}

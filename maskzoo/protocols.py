@@ -6,7 +6,7 @@ Shapes: B images, N patches (mask units), V visible, H hidden (V + H = N), P pre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
@@ -541,8 +541,11 @@ class Encoder(Protocol):
     pooling: Pooling  # of the features, for fit and score alike
     device: torch.device  # where the backbone is
     workers: int  # processes that read images, for an evaluator that needs a loader of its own
+    statistics: tuple[Sequence[float], Sequence[float]]  # mean and deviation by which images are normalised
+    stopping: Callable[[], bool]  # whether somebody wants to stop
     backbone: Backbone
     objective: Objective | None  # what the backbone learnt by; None where that is not here
+    classes: Sequence[str] | None  # that the objective has learnt; None where it has not, or nobody knows
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] float32 of prepared images [B, C, H, W]."""
@@ -562,6 +565,10 @@ class Encoder(Protocol):
 
     def features(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Features [M, D] and labels [M] (None without labels) of a split, or of `images` of it, evenly spread."""
+        ...
+
+    def refuse_if_stopping(self) -> None:
+        """Raise StoppedError where somebody wants to stop; to be called by an evaluator at each step it trains."""
         ...
 
 

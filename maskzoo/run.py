@@ -103,7 +103,9 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
             session.image_size,
             device=session.device,
             objective=session.objective,
+            classes=dataset.classes,
             workers=_workers(session, recipe),
+            max_broken=recipe.train.max_broken,
             # One of several processes must not leave while others wait for its part of the weights.
             stopping=lambda: session.stop_asked and processes.world() == 1,
         )
@@ -111,17 +113,25 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
         several = Loggers(loggers if processes.first() else [], lambda sentence: _say(folder, sentence, console))
 
         def evaluate(when: str) -> None:
-            names = ", ".join(evaluator.name for evaluator in evaluators)
-            with encoder.remembering(), console.status(f"{names} {when} training"):
-                figures = {
-                    f"{whose}/{name}": value
-                    for whose, evaluator in zip(names_of(evaluators), evaluators, strict=True)
-                    for name, value in evaluator(encoder, dataset)
-                }
+            names = names_of(evaluators)
+            figures: dict[str, float] = {}
+            with encoder.remembering(), console.status(f"{', '.join(names)} {when} training"):
+                for whose, evaluator in zip(names, evaluators, strict=True):
+                    try:
+                        figures |= {f"{whose}/{name}": float(value) for name, value in evaluator(encoder, dataset)}
+                    except StoppedError:
+                        raise
+                    except MaskZooError as problem:
+                        if when == "before":
+                            raise  # in time to be mended
+                        _say(folder, f"{whose} was not measured after training: {problem}", console)
+            if broken := encoder.broken():
+                sentence = f"{len(broken)} images cannot be read and are left out of what is measured"
+                _say(folder, f"{sentence}, e.g. {broken[0]}", console)
             for name in [name for name, value in figures.items() if not math.isfinite(value)]:
                 _say(folder, f"{name} is {figures.pop(name)} {when} training, and is left out", console)
             with folder.writing():
-                folder.add_evaluation(when, figures, evaluators)
+                folder.add_evaluation(when, figures, evaluators, names)
             several.log(
                 {f"{when}/{name}": value for name, value in figures.items()}, min(session.step, session.steps - 1)
             )

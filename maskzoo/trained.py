@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import attrs
 import torch
 
 from maskzoo import checkpoint
+from maskzoo.backbones.adapter import without_fetching
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.protocols import Dataset
 from maskzoo.recipe import Recipe, make, read
@@ -25,6 +27,7 @@ class Trained:
     strategy: Any  # an nn.Module and a MaskingStrategy
     step: int  # of the checkpoint
     registry: Registry
+    damaged: Sequence[str] = ()  # a sentence for each newer checkpoint that could not be read
 
     @property
     def backbone(self) -> Any:
@@ -54,9 +57,9 @@ def open_run(path: Path, registry: Registry) -> Trained:
     if not checkpoints:
         raise RecipeError(f"the run '{path}' has no checkpoint yet; it has not come far enough")
     recipe = Recipe.from_plain(read(path / "recipe.toml"))
-    state, objective_state = _newest_good(checkpoints)
+    state, objective_state, damaged = checkpoint.newest_good(checkpoints)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), without_fetching():
             backbone: Any = make(registry, "backbone", recipe.backbone, "recipe.backbone")
             objective: Any = make(registry, "objective", recipe.objective, "recipe.objective")
             objective.setup(backbone)
@@ -66,16 +69,4 @@ def open_run(path: Path, registry: Registry) -> Trained:
         strategy.load_state_dict(state["state"]["strategy"])
     except (MaskZooError, RuntimeError, KeyError) as problem:
         raise RecipeError(f"the run '{path}' cannot be rebuilt: {problem}") from problem
-    return Trained(path, recipe, objective.eval(), strategy.eval(), state["step"], registry)
-
-
-def _newest_good(checkpoints: list[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The newest checkpoint that can be read, and the state of the objective in it."""
-    problem: RecipeError | None = None
-    for path in reversed(checkpoints):
-        try:
-            return checkpoint.read(path), checkpoint.objective_of(path)
-        except RecipeError as found:
-            problem = problem or found
-    assert problem is not None
-    raise problem
+    return Trained(path, recipe, objective.eval(), strategy.eval(), state["step"], registry, damaged)

@@ -54,17 +54,17 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
         checkpoints = checkpoint.found(path / "checkpoints")
         if not checkpoints:
             raise RecipeError(f"{key}: the run '{path}' has no checkpoint yet")
-        path = checkpoints[-1]
+        return _of_backbone(checkpoint.newest_good(checkpoints)[1])
     if not path.exists():
         raise RecipeError(f"{key}: there is no '{path}'")
     if path.is_dir() and not (path / "shards").is_dir():
         raise RecipeError(f"{key}: the folder '{path}' is neither a run nor a checkpoint")
     if path.is_dir() or _is_ours(path):
-        objective = checkpoint.objective_of(path)
-        return {
-            name.removeprefix("backbone."): value for name, value in objective.items() if name.startswith("backbone.")
-        }
+        return _of_backbone(checkpoint.objective_of(path))
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                checkpoint.check_sums(archive)
         state: Mapping[str, Any] = load_state_dict(str(path), use_ema=False)
     except Exception as problem:  # a file that is none fails in as many ways as there are formats
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
@@ -74,14 +74,18 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
+def _of_backbone(objective: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("backbone."): value for name, value in objective.items() if name.startswith("backbone.")}
+
+
 def _is_ours(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     try:
         state = torch.load(path, map_location="meta", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError):
+        return {"step", "state", "recipe"} <= state.keys() and "objective" in state["state"]
+    except Exception:  # a damaged file fails in as many ways as there are bytes
         return False
-    return isinstance(state, dict) and {"step", "state", "recipe"} <= state.keys()
 
 
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

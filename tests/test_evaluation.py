@@ -160,13 +160,15 @@ def test_broken_images_are_left_out_of_features_with_their_labels(workers: int) 
     whole = Album(images(6))
     holed = Album(images(6), frozenset([0, 5]))
     dataset = Points(holed, Album(images(0)))
-    encoder = WholeImages(Patches(), dataset, (8, 8), batch_size=2, workers=workers)
+    encoder = WholeImages(Patches(), dataset, (8, 8), batch_size=2, workers=workers, max_broken=0.4)
     features, labels = encoder.features(holed)
     assert labels is not None
     assert labels.tolist() == [1, 2, 3, 4]
     assert torch.allclose(features, encoder.features(whole)[0][1:5])
-    with pytest.raises(DataError, match=r"none of 6 images.*0\.jpg"):
-        encoder.features(Album(images(6), frozenset(range(6))))
+    assert encoder.broken() == ["'0.jpg' cannot be decoded", "'5.jpg' cannot be decoded"]
+    assert encoder.broken() == []
+    with pytest.raises(DataError, match=r"3 of 6 images cannot be read.*'0\.jpg'"):
+        encoder.features(Album(images(6), frozenset([0, 2, 4])))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

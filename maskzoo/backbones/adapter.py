@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import attrs
@@ -20,6 +22,7 @@ from maskzoo.mask import Mask
 from maskzoo.protocols import Need, define
 
 LEAST_UNITS = 4  # mask units a side, below which the data's own size is raised
+_FETCHING: ContextVar[bool] = ContextVar("fetching", default=True)  # whether pretrained weights are to be fetched
 NOT_HERE = {"patch_drop_rate": "what is hidden is the mask's business"}  # options of timm that would get in the way
 
 
@@ -101,7 +104,7 @@ class TimmBackbone(nn.Module):
         create = functools.partial(
             timm.create_model,
             self.timm,
-            pretrained=self.pretrained,
+            pretrained=self.pretrained and _FETCHING.get(),
             in_chans=self.channels,
             num_classes=0,
             **arguments,
@@ -133,6 +136,16 @@ class TimmBackbone(nn.Module):
         size = images.shape[2:]
         pixels = mask.hidden_on(self.grid, [side // units for side, units in zip(size, self.grid, strict=True)])
         return torch.where(pixels.view(-1, 1, *size), 0.0, images)
+
+
+@contextmanager
+def without_fetching() -> Iterator[None]:
+    """Build pretrained backbones inside as they are, but with other weights, since theirs are about to be loaded."""
+    token = _FETCHING.set(False)
+    try:
+        yield
+    finally:
+        _FETCHING.reset(token)
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -69,6 +69,9 @@ class VitBackbone(TimmBackbone):
         self.token_dim = self.model.embed_dim
         if not hasattr(self.model.blocks[-1], "attn") or not hasattr(self.model.blocks[-1].attn, "attn_drop"):
             self.provides = frozenset({"features"})  # type: ignore[misc]  # e.g. parallel blocks
+        if isinstance(self.model.norm, nn.Identity) and hasattr(self.model, "fc_norm"):
+            # timm's weights end in a norm behind a pooling that we never run
+            self.model.norm, self.model.fc_norm = self.model.fc_norm, self.model.norm
         for behind in ("attn_pool", "fc_norm"):  # a pooling that we never run; DDP would wait for its gradient
             part = getattr(self.model, behind, None)
             if part is not None:

@@ -85,15 +85,17 @@ def batches(
     rank: int = 0,
     world: int = 1,
     accumulate: int = 1,
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Iterator[Batch]:
     """This process's part of steps `start` to `steps` - 1: random crops (area in `scale`), mirrored or not, normalised.
 
     `batch_size` is that of all `world` processes together. Each step comes in `accumulate` batches: its images, in
     their order, are cut into `accumulate` * `world` equal shares, and batch a of process `rank` is share
     a * `world` + `rank`. Which images those are and how they are cropped depends on neither, nor on `workers`.
-    `flip` overrules the data set's. An image that cannot be read is replaced by the next one and reported once, in
-    `Batch.broken`, by the process that met it. Raises DataError when those that this process met exceed the share
-    `max_broken` of the training images, and when a worker dies; ContractError where the shares would not be equal.
+    `flip` overrules the data set's, and `statistics` its mean and deviation. An image that cannot be read is
+    replaced by the next one and reported once, in `Batch.broken`, by the process that met it. Raises DataError when
+    those that this process met exceed the share `max_broken` of the training images, and when a worker dies;
+    ContractError where the shares would not be equal.
     """
     if world < 1 or accumulate < 1 or not 0 <= rank < world or batch_size % (world * accumulate):
         raise ContractError(
@@ -108,8 +110,8 @@ def batches(
         flip=0.5 if (dataset.flip if flip is None else flip) else 0.0,
         channels=dataset.channels,
         labelled=dataset.classes is not None,
-        mean=tuple(dataset.mean),
-        std=tuple(dataset.std),
+        mean=tuple(dataset.mean if statistics is None else statistics[0]),
+        std=tuple(dataset.std if statistics is None else statistics[1]),
     )
     plan: Iterable[object]
     source: _LookedUp | _Streamed

@@ -38,11 +38,13 @@ def whole_batches(
     std: Sequence[float],
     batch_size: int,
     workers: int = 0,
-) -> Iterator[tuple[Tensor, list[int | None]]]:
+    max_broken: float = 1.0,
+) -> Iterator[tuple[Tensor, list[int | None], dict[int, str]]]:
     """The images at the `chosen` positions in their order, prepared [B, C, *size], with their labels.
 
-    Images that cannot be read are left out; DataError if that leaves none, if their source is gone, or if a worker
-    dies. A stream is read by one: each of several would have to read all of it.
+    Images that cannot be read are left out, and come as {position: sentence}. DataError if they are more than a share
+    of `max_broken`, or all, if their source is gone, or if a worker dies. A stream is read by one worker: each of
+    several would have to read all of it.
     """
     workers = 0 if isinstance(split, Stream) else workers
     places = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
@@ -55,20 +57,21 @@ def whole_batches(
         collate_fn=as_it_is,
         generator=torch.Generator(),  # otherwise the loader draws a seed, which nobody uses, from the global one
     )
-    problem: DataError | None = None
-    read = 0
+    broken: dict[int, str] = {}
     with closing(loaded(loader)) as packs:
         with signals_held() if workers else nullcontext():  # where they are started
             first = next(packs, None)
         for pack in itertools.chain([] if first is None else [first], packs):
-            if isinstance(pack.problem, SourceGoneError):
-                raise pack.problem
-            problem = problem or pack.problem
+            if pack.gone is not None:
+                raise pack.gone
+            broken |= pack.broken
+            if len(broken) > max_broken * len(chosen) + 1e-9 or len(broken) == len(chosen):
+                raise DataError(
+                    f"{len(broken)} of {len(chosen)} images cannot be read, too many for what is measured to mean "
+                    f"anything: {'; '.join(list(broken.values())[:3])}"
+                )
             if pack.images is not None:
-                read += len(pack.labels)
-                yield pack.images, pack.labels
-    if problem is not None and not read:
-        raise DataError(f"none of {len(chosen)} images can be read: {problem}")
+                yield pack.images, pack.labels, pack.broken
 
 
 @attrs.frozen(eq=False)
@@ -77,7 +80,8 @@ class _Pack:
 
     images: Tensor | None  # [B, C, *size]; None where not one could be read
     labels: list[int | None]
-    problem: DataError | None  # the first
+    broken: dict[int, str]  # position -> sentence
+    gone: SourceGoneError | None = None
 
 
 @attrs.frozen(eq=False)
@@ -93,19 +97,19 @@ class _Whole(torch.utils.data.Dataset[_Pack]):
     def __getitem__(self, places: Sequence[int]) -> _Pack:
         images: list[Tensor] = []
         labels: list[int | None] = []
-        problem: DataError | None = None
+        broken: dict[int, str] = {}
         for place in places:
             try:
                 sample = self.split[place]
+            except SourceGoneError as error:
+                return _Pack(None, [], {}, error)
             except DataError as error:
-                problem = problem or error
-                if isinstance(error, SourceGoneError):
-                    return _Pack(None, [], error)
+                broken[place] = str(error)
                 continue
             images.append(prepare(sample.image, self.size, self.mean, self.std))
             labels.append(sample.label)
         if not images:
-            return _Pack(None, [], problem)
+            return _Pack(None, [], broken)
         stacked = torch.stack(images)
         # Here, and not in the thread of torch's queue, where an error would be printed and the batch never come.
-        return _Pack(Tensor.share_memory_(stacked) if self.shared else stacked, labels, problem)  # type: ignore[no-untyped-call]
+        return _Pack(Tensor.share_memory_(stacked) if self.shared else stacked, labels, broken)  # type: ignore[no-untyped-call]

@@ -26,9 +26,10 @@ CACHE = 2**32  # bytes of tokens that are kept; more are made anew in each epoch
 
 @define
 class AttentiveProbe:
-    """Accuracy of timm's attention pooling (one query that looks at all patches) and a linear layer on frozen tokens.
+    """Accuracy of timm's attention pooling (one query, which looks at all patches, and an MLP) and a linear layer.
 
-    Images are not augmented. Where all tokens fit into 4 GiB they are made once, else in each epoch.
+    They learn on frozen tokens of the patches, whichever pooling the encoder has. Images are not augmented. Where all
+    tokens fit into 4 GiB they are made once, else in each epoch.
     """
 
     name: ClassVar[str] = "attentive"
@@ -71,12 +72,15 @@ class AttentiveProbe:
         for epoch in range(self.epochs):
             generator = stream(self.seed, "attentive", epoch)
             for tokens, labels, done in source.epoch(self.batch_size, generator):
+                source.encoder.refuse_if_stopping()
                 for group in optimizer.param_groups:
                     group["lr"] = self.lr * cosine((epoch + done) / self.epochs)
                 loss = cross_entropy(probe(tokens.to(device)), labels.to(device))
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
+        if not all(weight.isfinite().all() for weight in probe.parameters()):
+            raise ContractError("attentive: the probe's weights did not stay finite; lower its lr")
         return source.any
 
 
@@ -113,11 +117,18 @@ class Tokens:
         if not isinstance(self.split, Stream):
             chosen = [chosen[place] for place in torch.randperm(len(chosen), generator=generator).tolist()]
         done = 0
-        for tokens, labels in labelled(self.encoder, self.split, chosen):
+        waiting: list[tuple[Tensor, Tensor]] = []
+        for pair in labelled(self.encoder, self.split, chosen):
             self.any = True
-            for few, told in zip(torch.split(tokens, batch_size), torch.split(labels, batch_size), strict=True):
-                yield few, told, min(1.0, done / len(chosen))
-                done += len(told)
+            waiting.append(pair)
+            tokens, labels = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+            whole = len(labels) - len(labels) % batch_size  # what is left over waits for the encoder's next batch
+            for some in torch.split(torch.arange(whole), batch_size):
+                yield tokens[some], labels[some], min(1.0, done / len(chosen))
+                done += len(some)
+            waiting = [(tokens[whole:], labels[whole:])]
+        if waiting and len(waiting[0][1]):
+            yield *waiting[0], min(1.0, done / len(chosen))
 
 
 def labelled(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from maskzoo.errors import ContractError
 from maskzoo.protocols import Dataset, Encoder, Need, define
 
 
@@ -19,13 +20,15 @@ class Classifier:
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
     def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield ("top1", the share of test images told right)."""
+        """Yield ("top1", the share of test images told right); ContractError for other classes than it has learnt."""
         if dataset.classes is None or len(dataset.test) == 0:
             return
+        if encoder.classes is not None and list(encoder.classes) != list(dataset.classes):
+            raise ContractError("classifier: the classes of these data are not those that it has learnt")
         foretold = encoder.predictions(dataset.test)
         if foretold is None:
             return
         scores, labels = foretold  # [M, K], [M]
         if scores.shape[1] != len(dataset.classes):
-            return  # other data than it learnt from
+            raise ContractError(f"classifier: it has learnt {scores.shape[1]} classes, not {len(dataset.classes)}")
         yield "top1", (scores.argmax(dim=1) == labels).double().mean().item()

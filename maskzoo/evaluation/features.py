@@ -17,6 +17,9 @@ from maskzoo.errors import ContractError, StoppedError
 from maskzoo.protocols import Dataset, Objective, Pooling, Split, Stream
 from maskzoo.seeds import stream
 
+MAX_BROKEN = 0.1
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and deviation of each channel
+
 
 class WholeImages:
     """A backbone that sees images unmasked, in eval mode and without gradient; an Encoder."""
@@ -31,7 +34,10 @@ class WholeImages:
         batch_size: int = 256,
         device: torch.device | str | None = None,  # where the backbone is; None: where its parameters are
         objective: Any = None,  # an nn.Module and an Objective: what the backbone learnt by, if that is here
+        classes: Sequence[str] | None = None,  # that the objective has learnt, where it has
+        statistics: Statistics | None = None,  # by which images are normalised; None: the data set's
         workers: int | None = None,  # that read and prepare images; None: as many as is usual for the device
+        max_broken: float = MAX_BROKEN,  # share of the images that may be unreadable
         stopping: Callable[[], bool] = lambda: False,  # asked before each batch; then StoppedError is raised
     ) -> None:
         if pooling == "class" and backbone.prefix == 0:
@@ -50,7 +56,10 @@ class WholeImages:
             device = next((parameter.device for parameter in backbone.parameters()), "cpu")
         self.device = torch.device(device)
         self.workers = usual_workers(self.device) if workers is None else workers
-        self._mean, self._std = tuple(dataset.mean), tuple(dataset.std)
+        self.classes = classes
+        self.statistics: Statistics = (tuple(dataset.mean), tuple(dataset.std)) if statistics is None else statistics
+        self.max_broken = max_broken
+        self._broken: dict[tuple[int, int], str] = {}  # by the split's id, and the position in it
         self._kept: dict[tuple[int, int | None], tuple[Split, Tensor, Tensor | None]] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -67,7 +76,19 @@ class WholeImages:
         """[B, P + N, D]; no_grad and not inference_mode, since a probe may be trained on what comes out."""
         with evaluating(self.backbone), torch.no_grad():
             latent: Tensor = self.backbone(images.to(self.device))
+        if not latent.isfinite().all():
+            raise ContractError("the encoder's features are not finite: its weights have gone bad")
         return latent
+
+    def refuse_if_stopping(self) -> None:
+        """Raise StoppedError where somebody wants to stop: an evaluation can be begun again."""
+        if self.stopping():
+            raise StoppedError("stopped by a signal during an evaluation")
+
+    def broken(self) -> list[str]:
+        """A sentence for each image that has been left out since this was last asked, since it cannot be read."""
+        told, self._broken = list(self._broken.values()), {}
+        return told
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -113,6 +134,8 @@ class WholeImages:
                 foretold = model.predict(some.to(self.device))
             if foretold is None:
                 return None
+            if not foretold.isfinite().all():
+                raise ContractError("the classifier's scores are not finite: its weights have gone bad")
             known = [position for position, label in enumerate(told) if label is not None]
             scores.append(foretold.to("cpu", torch.float32)[known])
             labels += [label for label in told if label is not None]
@@ -121,21 +144,22 @@ class WholeImages:
     def batches(self, split: Split, chosen: Sequence[int]) -> Iterator[tuple[Tensor, list[int | None]]]:
         """The images at the `chosen` positions in their order, prepared [B, C, *size], with their labels.
 
-        Images that cannot be read are left out; DataError if that leaves none. StoppedError where somebody wants to
-        stop: an evaluation can be begun again.
+        Images that cannot be read are left out, and told of by `broken`; DataError where they are too many.
+        StoppedError where somebody wants to stop.
         """
         source = whole_batches(
             split,
             chosen,
             size=self.size,
-            mean=self._mean,
-            std=self._std,
+            mean=self.statistics[0],
+            std=self.statistics[1],
             batch_size=self.batch_size,
             workers=self.workers,
+            max_broken=self.max_broken,
         )
-        for images, labels in source:
-            if self.stopping():
-                raise StoppedError("stopped by a signal during an evaluation")
+        for images, labels, broken in source:
+            self.refuse_if_stopping()
+            self._broken |= {(id(split), place): sentence for place, sentence in broken.items()}
             yield images, labels
 
 

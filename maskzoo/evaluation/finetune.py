@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import attrs
 import torch
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from maskzoo.backbones.adapter import TimmBackbone
 from maskzoo.build import make_mover
 from maskzoo.data.batches import batches, steps_in_epoch
-from maskzoo.engine import Engine, choose_precision
+from maskzoo.engine import Engine, Precision, choose_precision
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.evaluation.features import WholeImages
 from maskzoo.evaluation.options import classes_of, cosine
@@ -24,6 +25,7 @@ from maskzoo.protocols import Batch, Dataset, Encoder, Need, define
 from maskzoo.recipe import OptimizerRecipe
 from maskzoo.seeds import stream_seed
 
+MOST_SKIPPED = 0.05  # share of the steps; with fp16 a few are skipped while the scale is found
 a_share = [attrs.validators.ge(0.0), attrs.validators.lt(1.0)]
 a_strength = attrs.validators.ge(0.0)
 at_least_one = attrs.validators.ge(1)
@@ -54,6 +56,7 @@ class FineTune:
     drop_path: float | None = None  # None: as the encoder has it
     scale: tuple[float, float] = (0.2, 1.0)  # share of the area that a random crop keeps
     clip: float | None = None  # the largest norm of the whole gradient
+    precision: Precision | Literal["auto"] = "auto"  # bf16 where the hardware has it, else fp32; kept with the figures
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -82,7 +85,16 @@ class FineTune:
             model.setup(backbone)
             model.to(device).train()
             self._train(model, encoder, dataset)
-        tuned = WholeImages(backbone, dataset, encoder.size, device=device, objective=model, workers=encoder.workers)
+        tuned = WholeImages(
+            backbone,
+            dataset,
+            encoder.size,
+            device=device,
+            objective=model,
+            statistics=encoder.statistics,
+            workers=encoder.workers,
+            stopping=encoder.stopping,
+        )
         foretold = tuned.predictions(dataset.test)
         if foretold is not None:
             scores, labels = foretold
@@ -105,9 +117,12 @@ class FineTune:
         return made
 
     def _train(self, model: Classify, encoder: Encoder, dataset: Dataset) -> None:
-        engine = Engine(encoder.device, choose_precision("auto", encoder.device))
+        self.precision = choose_precision(self.precision, encoder.device)
+        engine = Engine(encoder.device, self.precision)
         batch_size = min(self.batch_size, len(dataset.train))
         batch_size -= batch_size % 2 if self.mixup or self.cutmix else 0
+        if batch_size == 0:
+            raise ContractError("finetune: mixup and cutmix mix images in pairs, and there is one training image")
         steps = self.epochs * steps_in_epoch(dataset, batch_size)
         recipe = OptimizerRecipe(
             weight_decay=self.weight_decay,
@@ -126,17 +141,27 @@ class FineTune:
             scale=self.scale,
             workers=encoder.workers,
             pin_memory=encoder.device.type == "cuda",
+            statistics=encoder.statistics,
         )
+        skipped = torch.zeros((), device=encoder.device)
         for step, batch in enumerate(source):
+            encoder.refuse_if_stopping()
             mover.set_lr(self.lr * cosine(step / steps, self.warmup))
             torch.manual_seed(stream_seed(self.seed, "finetune", step))  # drop path, dropout, mixup
-            self._step(model, batch.to(encoder.device), mover, engine)
+            skipped += ~self._step(model, batch.to(encoder.device), mover, engine).isfinite()
+        if skipped > MOST_SKIPPED * steps:
+            raise ContractError(
+                f"finetune: in {int(skipped)} of {steps} steps the loss or its gradient was not finite; lower its lr, "
+                "or set its clip"
+            )
 
     @staticmethod
-    def _step(model: Classify, batch: Batch, mover: Any, engine: Engine) -> None:
+    def _step(model: Classify, batch: Batch, mover: Any, engine: Engine) -> Tensor:
+        """Take a step; the norm [] of its gradient, NaN where nothing has moved."""
         scores = torch.zeros(len(batch.images), math.prod(model.backbone.grid), device=engine.device)
         nothing = Mask.hide_top(scores, 0)
         with engine.autocast():
             loss = model(batch.images, nothing, batch.labels).loss
         mover.backward(loss)
-        mover.move(loss.detach())
+        norm: Tensor = mover.move(loss.detach())
+        return norm

@@ -64,21 +64,19 @@ class LinearProbe:
             return
         classes = classes_of(dataset)
         offered = self.penalties if self.solver == "lbfgs" else self.rates
-        chosen = offered[0] if len(offered) == 1 else self._best(train, labels, offered, classes, encoder.device)
-        (accuracy,) = self._accuracies(train, labels, test, truth, [chosen], classes, encoder.device)
+        chosen = offered[0] if len(offered) == 1 else self._best(train, labels, offered, classes, encoder)
+        (accuracy,) = self._accuracies(train, labels, test, truth, [chosen], classes, encoder)
         yield "top1", accuracy
         yield "penalty" if self.solver == "lbfgs" else "rate", chosen
 
-    def _best(
-        self, train: Tensor, labels: Tensor, offered: Sequence[float], classes: int, device: torch.device
-    ) -> float:
+    def _best(self, train: Tensor, labels: Tensor, offered: Sequence[float], classes: int, encoder: Encoder) -> float:
         """The rate or penalty that does best on the held-out part of the training images."""
         out = round(len(train) * self.held_out)
         if not 0 < out < len(train):
             raise ContractError(f"linear: a share of {self.held_out:g} of {len(train)} training images is no part")
         order = torch.randperm(len(train), generator=stream(self.seed, "held out"))
         kept, held = order[out:], order[:out]
-        accuracies = self._accuracies(train[kept], labels[kept], train[held], labels[held], offered, classes, device)
+        accuracies = self._accuracies(train[kept], labels[kept], train[held], labels[held], offered, classes, encoder)
         return offered[max(range(len(offered)), key=accuracies.__getitem__)]
 
     def _accuracies(
@@ -89,9 +87,13 @@ class LinearProbe:
         truth: Tensor,
         offered: Sequence[float],
         classes: int,
-        device: torch.device,
+        encoder: Encoder,
     ) -> list[float]:
-        """The accuracy on `test` of what each of the offered rates or penalties makes of `train`."""
+        """The accuracy on `test` of what each of the offered rates or penalties makes of `train`.
+
+        Raises ContractError where all rates were so high that nothing finite came of them.
+        """
+        device = encoder.device
         mean, deviation = moments(train)
         if self.solver == "lbfgs":
             standard, asked = ((features - mean) / deviation for features in (train, test))
@@ -99,13 +101,16 @@ class LinearProbe:
             return [(answer == truth).double().mean().item() for answer in answers]
         layers = Layers(train.shape[1], classes, len(offered), self.seed).to(device)
         with torch.enable_grad():
-            self._train(layers, train, labels, (mean, deviation), offered, device)
+            self._train(layers, train, labels, (mean, deviation), offered, encoder)
+        sound = torch.stack([weight.detach().isfinite().all() for weight in layers.weights])  # [R]
+        if not sound.any():
+            raise ContractError("linear: at none of its rates the weights stayed finite; lower its rates")
         right = torch.zeros(len(offered), dtype=torch.float64)
         with torch.no_grad():
             for some, told in zip(torch.split(test, PIECE), torch.split(truth, PIECE), strict=True):
                 scores = layers(((some - mean) / deviation).to(device)).cpu()  # [R, B, K]
                 right += (scores.argmax(dim=2) == told).sum(dim=1)
-        return (right / len(test)).tolist()
+        return torch.where(sound.cpu(), right / len(test), -1.0).tolist()
 
     def _train(
         self,
@@ -114,7 +119,7 @@ class LinearProbe:
         labels: Tensor,
         standard: tuple[Tensor, Tensor],
         rates: Sequence[float],
-        device: torch.device,
+        encoder: Encoder,
     ) -> None:
         """Train one layer a rate on the same batches, as if each were alone: no loss knows another's layer."""
         lars = self.solver == "lars"
@@ -132,10 +137,11 @@ class LinearProbe:
         for epoch in range(self.epochs):
             order = torch.randperm(len(train), generator=stream(self.seed, "linear", epoch))
             for some in torch.split(order, self.batch_size):
+                encoder.refuse_if_stopping()
                 for number, group in enumerate(optimizer.param_groups):
                     group["lr"] = rates[number // 2] * cosine(step / steps)
-                scores = layers(((train[some] - mean) / deviation).to(device))  # [R, B, K]
-                told = labels[some].to(device).expand(len(rates), -1)
+                scores = layers(((train[some] - mean) / deviation).to(encoder.device))  # [R, B, K]
+                told = labels[some].to(encoder.device).expand(len(rates), -1)
                 loss = cross_entropy(scores.flatten(0, 1), told.flatten(), reduction="sum") / len(some)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
