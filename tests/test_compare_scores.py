@@ -138,8 +138,7 @@ def test_a_published_model_stands_in_the_same_table(tmp_path: Path):
     assert comparison.best("knn/top1") == "clmae"  # of what was trained here
     assert comparison.differing() == ["masking.strategy.use"]
     assert comparison.remarks == []
-    row, took = [line for line in markdown(comparison).splitlines() if line.startswith(f"| {name}")]
-    assert took == f"| {name} | {NONE} | {NONE} | {NONE} |"
+    (row,) = [line for line in markdown(comparison).splitlines() if line.startswith(f"| {name}")]  # it took nothing
     assert row.count("not trained here") == 1
     assert "| 90.0 |" in row
     assert "Evaluated, but not trained here, so in no test: 'vit_base_patch16_224 (mae_vit_base)'." in markdown(
@@ -186,6 +185,34 @@ def test_a_published_model_is_no_baseline(tmp_path: Path):
         gather(paths, "vit_base_patch16_224 (mae_vit_base)")
 
 
+# ------------------------------------------------------------------------------------------------------ before training
+def begun(path: Path, value: float) -> Path:
+    return change(path, before={"knn/top1": value})
+
+
+def test_what_an_untrained_model_can_do_is_a_row_without_a_test(tmp_path: Path):
+    paths = make_runs(tmp_path, {"random": [0.5, 0.6, 0.7], "clmae": [0.6, 0.71, 0.8]})
+    for number, path in enumerate(paths):
+        begun(path, 0.2 + 0.01 * (number % 3))  # a seed means the same model for all maskers
+    comparison = gather(paths)
+    assert [cell.name for cell in comparison.cells] == ["before training", "random", "clmae"]
+    assert comparison.baseline == "random"
+    assert comparison.cell("before training").values("knn/top1") == pytest.approx({0: 0.2, 1: 0.21, 2: 0.22})
+    assert list(comparison.differences("knn/top1")) == ["clmae"]
+    assert comparison.remarks == []
+    assert markdown(comparison).splitlines()[2] == f"| before training | {NONE} | 21.0 ± 2.5 | 1.0 | {NONE} | {NONE} |"
+    assert results_csv(comparison).splitlines()[1].startswith(f"before training,0,{tmp_path / 'random-0'},0.2,,,,,,,")
+    with pytest.raises(RecipeError, match="no cell is called 'before training'"):
+        gather(paths, "before training")
+
+
+def test_models_that_begin_otherwise_have_no_such_row(tmp_path: Path):
+    paths = make_runs(tmp_path, {"random": [0.5], "clmae": [0.6]})
+    for number, path in enumerate(paths):
+        begun(path, 0.2 + number)
+    assert [cell.name for cell in gather(paths).cells] == ["random", "clmae"]
+
+
 # --------------------------------------------------------------------------------------------------------- what it took
 def test_the_memory_and_the_flops_of_a_run_are_in_the_table(tmp_path: Path):
     (tmp_path / "out" / "runs").mkdir(parents=True)
@@ -228,7 +255,7 @@ def test_two_evaluators_of_one_name_both_have_their_figures(tmp_path: Path):
     )
     elsewhere = Wishes(evaluators='{use="knn", k=5, metric="euclidean", weighting="plain"}')
     evaluate_backbone("vit_tiny_patch16_224", None, False, tmp_path / "model", elsewhere, REGISTRY, QUIET)
-    trained, untrained = scores(out, tmp_path / "model").values()
+    begun, trained, untrained = scores(out, tmp_path / "model").values()
     shared = "knn (k 5, metric euclidean, weighting plain)/top1"
     assert set(trained) == {
         "knn (k 20, metric cosine, weighting similarity)/top1",
@@ -236,4 +263,5 @@ def test_two_evaluators_of_one_name_both_have_their_figures(tmp_path: Path):
         shared,
     }
     assert set(untrained) == {shared}
+    assert begun[shared] == json.loads((out / "evaluation.json").read_text())["before"][names[1]]
     assert trained[shared] == json.loads((out / "evaluation.json").read_text())["after"][names[1]]

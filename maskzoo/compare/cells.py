@@ -21,6 +21,7 @@ ASIDE = FREE_KEYS | {"train.seed"}
 MEASURED = r"evaluation\b"  # how a key begins that says what was measured: a score's own name says that
 LOWER_IS_BETTER = ("loss", "error", "nll", "ece", "rmse", "mse", "fid", "seconds")  # how such a score's name begins
 PERCENT = ("top1", "top5", "accuracy", "miou")  # how the name of a share begins
+UNTRAINED = "before training"  # the name of a row
 NO_SCORES = ("penalty", "rate")  # what an evaluator has chosen, not what it has measured
 
 
@@ -150,7 +151,7 @@ def gather(
                 remarks.append(f"'{path}' never finished (it has come {run.progress:.0%} of its way); it is left out")
     if not runs:
         raise RecipeError("there is no finished run to compare; " + ("; ".join(remarks) or "name some"))
-    runs = with_scores(runs)
+    runs, beginnings = _scored(runs)
     names = [paths[run.path] for run in runs] if isinstance(paths, Mapping) else names_of(runs)
     cells: dict[str, Cell] = {name: Cell(name, {}) for name in dict.fromkeys(paths.values())} if given else {}  # type: ignore[union-attr]
     for run, name in zip(runs, names, strict=True):
@@ -161,7 +162,7 @@ def gather(
             continue
         cell.runs[run.seed] = run
     remarks += [f"no run of '{name}' has finished; it is left out" for name, cell in cells.items() if not cell.runs]
-    whole = [cell for cell in cells.values() if cell.runs]
+    whole = [*([Cell(UNTRAINED, beginnings)] if beginnings else []), *(cell for cell in cells.values() if cell.runs)]
     base, word = _baseline(baseline, cells, whole)
     remarks += word
     counted = {cell.name: cell.first.flops for cell in whole if cell.first.flops is not None}
@@ -170,9 +171,23 @@ def gather(
     return comparison
 
 
+def _scored(runs: Sequence[Reading]) -> tuple[list[Reading], dict[int, Reading]]:
+    """The runs with the scores that a comparison shows, and {seed: the model before its first step}.
+
+    The latter only where a seed means the same initial model in all runs, so that it can stand for all of them.
+    """
+    begun = [attrs.evolve(run, model=UNTRAINED, measured=run.before, curves={}) for run in runs if run.before]
+    scored = with_scores([*runs, *begun])
+    beginnings: dict[int, Reading] = {}
+    for run in scored[len(runs) :]:
+        if beginnings.setdefault(run.seed, run).scores != run.scores:
+            return scored[: len(runs)], {}
+    return scored[: len(runs)], dict(sorted(beginnings.items()))
+
+
 def _baseline(wished: str | None, cells: Mapping[str, Cell], whole: Sequence[Cell]) -> tuple[str, list[str]]:
     """The name of the cell that the others are compared with, and what must be said about that."""
-    known = [cell.name for cell in whole]
+    known = [cell.name for cell in whole if cell.name != UNTRAINED]
     if wished is not None and wished not in cells:
         raise RecipeError(f"--baseline: no cell is called '{wished}'; they are {', '.join(known)}")
     if wished in known and not cells[wished].trained and any(cell.trained for cell in whole):
@@ -232,6 +247,8 @@ def _about_scores(comparison: Comparison) -> list[str]:
     sentences = []
     for cell in comparison.cells:
         for run in cell.runs.values():
+            if run.model == UNTRAINED:
+                continue  # what is evaluated later, is evaluated after training
             if not run.scores and not run.trained:
                 sentences.append(f"'{run.path}' has no figure of {run.model}")
                 continue

@@ -18,6 +18,7 @@ from maskzoo.compare.cells import Cell, Comparison, unit
 # Okabe and Ito's colours, which most people can tell apart, and a dash for the rounds after the first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5b5b5b")
 DASHES = ("-", "--", ":", "-.")
+RANGES = {"factor": (-1.1, 1.1), "ratio": (0.0, 1.0)}  # of what is drawn over the steps
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"))
 INK = "#1f2430"
 STYLE = {
@@ -63,7 +64,7 @@ def _figures(comparison: Comparison) -> list[tuple[str, str, Callable[[Axes], No
     made: list[tuple[str, str, Callable[[Axes], None]]] = []
     cells = comparison.cells
     for name, title, label in (
-        ("loss", "Loss", "loss of the model"),
+        ("loss", "Loss, each under its own masks: not to be compared", "loss of the model"),
         ("factor", "Curriculum factor", "factor (+1 partner, -1 adversary)"),
         ("ratio", "Share of hidden patches", "share of patches hidden"),
     ):
@@ -111,6 +112,8 @@ def _curves(axes: Axes, comparison: Comparison, cells: Sequence[Cell], name: str
         axes.plot(at, values.mean(axis=0), color=colour, linestyle=dash, linewidth=1.6, label=cell.name)
     axes.set_xlabel("step" + (" (band: least to most of the seeds)" if several else ""))
     axes.set_ylabel(label)
+    if name in RANGES:
+        axes.set_ylim(*RANGES[name])
 
 
 def _compute(axes: Axes, comparison: Comparison, score: str) -> None:
@@ -145,6 +148,7 @@ def _compute(axes: Axes, comparison: Comparison, score: str) -> None:
             yerr=None if summary.half is None else [summary.half * factor],
             color=colour, marker="o", markersize=6, capsize=3, linewidth=1.3, linestyle="none", label=cell.name,
         )  # fmt: skip
+    axes.set_xlim(left=0)
     axes.set_xlabel(f"training compute ({prefix}FLOPs)" if counted else "training time (minutes, as measured)")
     axes.set_ylabel(f"{score} ({sign})" if sign else score)
 

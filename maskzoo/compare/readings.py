@@ -41,6 +41,7 @@ class Reading:
     finished: bool
     progress: float  # 0.0 to 1.0
     steps: int  # done so far
+    before: list[Measured]  # by the run itself, before its first step
     measured: list[Measured]  # after training: by the run itself first, then by `maskzoo evaluate`
     scores: dict[str, float | None]  # what the run itself has measured; what a comparison shows, in one
     curves: dict[str, list[tuple[float, float]]]  # name -> (step, value)
@@ -109,9 +110,9 @@ def read_run(path: Path) -> Reading:
     keys = shown(recipe)
     speeds = [line["images_per_second"] for line in lines if _number(line.get("images_per_second"))]
     batch = keys.get("train.batch_size", 0)
-    after = evaluation.get("after")
+    before, after, settings = evaluation.get("before"), evaluation.get("after"), evaluation.get("settings") or {}
     steps = int(lines[-1]["step"]) + 1 if lines else 0
-    measured = _own(after or {}, evaluation.get("settings") or {})
+    measured = _own(after or {}, settings)
     for entry in _entries(evaluation):
         if entry.get("step") == steps and isinstance(entry.get("evaluator"), dict):
             found = _measured(entry)
@@ -124,6 +125,7 @@ def read_run(path: Path) -> Reading:
         finished=isinstance(after, dict),
         progress=float(lines[-1].get("progress") or 0.0) if lines else 0.0,
         steps=steps,
+        before=_own(before if isinstance(before, dict) else {}, settings),
         measured=measured,
         scores=_numbers(after or {}),
         curves={name: curve for name in CURVES if (curve := _curve(lines, name))},
@@ -150,6 +152,7 @@ def _model(path: Path, entries: Sequence[Mapping[str, Any]]) -> Reading:
         finished=True,
         progress=1.0,
         steps=0,
+        before=[],
         measured=[_measured(entry) for entry in entries if isinstance(entry.get("evaluator"), dict)],
         scores={},
         curves={},

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from maskzoo.compare.cells import Comparison, gather, plain_value
 from maskzoo.compare.readings import Reading
+from maskzoo.compare.scores import data_name
 from maskzoo.compare.tables import (
     SPREAD,
     Column,
@@ -117,8 +118,9 @@ def tell(comparison: Comparison, out: Path, console: Console) -> None:
     for score in comparison.scores:  # what it took is in the report
         shown = [*table[:2], *(column for column in table if column.score == score)]
         printed = Table(box=None, pad_edge=False)
+        console.print(f"\n{score}", style="bold", highlight=False, markup=False)
         for column in shown:
-            printed.add_column(Text(column.head), justify="right" if column.numbers else "left", no_wrap=True)
+            printed.add_column(Text(_head(column, score)), justify="right" if column.numbers else "left", no_wrap=True)
         for row in range(len(comparison.cells)):
             entries = [column.entries[row] for column in shown]
             printed.add_row(*(Text(entry.text, style="bold" if entry.bold else "") for entry in entries))
@@ -196,6 +198,10 @@ def _lead(comparison: Comparison) -> str:
     if not count:
         return "Models that were evaluated, and not trained here."
     backbone = keys.get("backbone.timm") or keys.get("backbone.use") or keys.get("backbone", "?")
+    options = [f"{key.split('.')[2]} {plain_value(keys[key])}" for key in keys if key.startswith("backbone.options.")]
+    options += [f"patch_size {plain_value(keys['backbone.patch_size'])}"] if "backbone.patch_size" in keys else []
+    told = f" ({', '.join(options)})" if options else ""
+    data = data_name(comparison.cell(comparison.baseline).first.recipe.get("data", "?"))
     budget = {
         "epochs": "what each recipe says",
         "flops": "equal training FLOPs",
@@ -204,7 +210,7 @@ def _lead(comparison: Comparison) -> str:
     alike = all(key.startswith(MASKERS_OWN) for key in comparison.differing())
     paired = " A seed gives every cell the same initial weights, batches and crops." if alike else ""
     return (
-        f"{count} runs of {backbone} on {keys.get('data.use') or keys.get('data', '?')} by the objective "
+        f"{count} runs of {backbone}{told} on {data} by the objective "
         f"{keys.get('objective.use') or keys.get('objective', '?')}, "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}. Budget: {budget}. "
         f"Baseline: {comparison.baseline}.{paired}"

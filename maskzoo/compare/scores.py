@@ -64,11 +64,12 @@ def with_scores(runs: Sequence[Reading]) -> list[Reading]:
 def _where(measured: Measured, run: Reading, homes: Sequence[Any]) -> str:
     """On which data, if those are not a run's own, and by which pooling, if it is not the usual one."""
     own = measured.data is None or (not run.trained and (not homes or measured.data in homes))
-    words = "" if own else f" on {_data_name(measured.data)}"
+    words = "" if own else f" on {data_name(measured.data)}"
     return words if measured.pooling == "mean" else f"{words} ({measured.pooling} token)"
 
 
-def _data_name(data: Any) -> str:
+def data_name(data: Any) -> str:
+    """What data are called: as their folder is, or as the plugin."""
     root = data.get("root") if isinstance(data, Mapping) else None
     return PurePath(root).name if isinstance(root, str) and PurePath(root).name else str(named(data))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from maskzoo.compare.cells import Cell, Comparison, signed, unit
+from maskzoo.compare.cells import UNTRAINED, Cell, Comparison, signed, unit
 from maskzoo.compare.statistics import FEW, Difference, Summary
 
 SPREAD = "SD"
@@ -94,24 +94,32 @@ def stacked(comparison: Comparison) -> list[tuple[str, list[Column]]]:
     pieces = [
         (score, [names, seeds, *(column for column in table if column.score == score)]) for score in comparison.scores
     ]
-    costs = [names, *(column for column in table[2:] if not column.score)]
+    costs = [
+        _of_trained(column, comparison) for column in (names, *(column for column in table[2:] if not column.score))
+    ]
     return [*pieces, ("what it took" if pieces else "no score, only what it took", costs)]
+
+
+def _of_trained(column: Column, comparison: Comparison) -> Column:
+    """A column without the rows of what was not trained here, which took nothing."""
+    kept = [entry for entry, cell in zip(column.entries, comparison.cells, strict=True) if cell.trained]
+    return attrs.evolve(column, entries=kept)
 
 
 def markdown(comparison: Comparison) -> str:
     """The tables for a README, with what is needed to read them."""
-    pieces = [_markdown(piece, len(comparison.cells)) for _, piece in stacked(comparison)]
+    pieces = [_markdown(piece) for _, piece in stacked(comparison)]
     notes = "\n\n".join(how_to_read(comparison))
     remarks = "".join(f"- {_pipes(remark)}\n" for remark in comparison.remarks)
     return "\n\n".join(pieces) + f"\n\n{notes}\n" + (f"\nRemarks:\n\n{remarks}" if remarks else "")
 
 
-def _markdown(table: Sequence[Column], rows: int) -> str:
+def _markdown(table: Sequence[Column]) -> str:
     lines = [
         "| " + " | ".join(_pipes(column.head) for column in table) + " |",
         "|" + "|".join(" ---: " if column.numbers else " :--- " for column in table) + "|",
     ]
-    for row in range(rows):
+    for row in range(len(table[0].entries)):
         entries = [column.entries[row] for column in table]
         texts = [f"**{_pipes(entry.text)}**" if entry.bold else _pipes(entry.text) for entry in entries]
         lines.append("| " + " | ".join(texts) + " |")
@@ -227,7 +235,8 @@ def results_csv(comparison: Comparison) -> str:
             took: list[object] = [run.steps, run.images, run.speed, run.seconds, run.memory, flops]
             if not run.trained:
                 took = [None] * len(costs)
-            rows.append([cell.name, seed if run.trained else None, run.path, *measured, *took, device, made_by])
+            seeded = run.trained or cell.name == UNTRAINED
+            rows.append([cell.name, seed if seeded else None, run.path, *measured, *took, device, made_by])
     return _csv([head, *rows])
 
 
@@ -266,6 +275,8 @@ def how_to_read(comparison: Comparison) -> list[str]:
             "5 %)."
         )
     sentences += _not_trained(comparison)
+    if any(run.memory is not None for cell in comparison.trained for run in cell.runs.values()):
+        sentences.append("Peak memory is that of torch's allocator on a GPU, elsewhere that of the whole process.")
     pairs = min((len(cell.runs) for cell in comparison.trained), default=0)
     if pairs < 2:
         sentences.append("Where a cell has one seed, there are not enough seeds to tell.")
@@ -275,7 +286,7 @@ def how_to_read(comparison: Comparison) -> list[str]:
 
 
 def _not_trained(comparison: Comparison) -> list[str]:
-    others = [f"'{cell.name}'" for cell in comparison.cells if not cell.trained]
+    others = [f"'{cell.name}'" for cell in comparison.cells if not cell.trained and cell.name != UNTRAINED]
     return [f"Evaluated, but not trained here, so in no test: {', '.join(others)}."] if others else []
 
 
@@ -349,7 +360,7 @@ def _untested(cell: Cell, comparison: Comparison) -> str:
     """Why a cell is not tested against the baseline."""
     if cell.name == comparison.baseline:
         return "baseline"
-    return "other data" if cell.trained else "not trained here"
+    return "other data" if cell.trained else NONE if cell.name == UNTRAINED else "not trained here"
 
 
 def _memory(cell: Cell) -> str:
