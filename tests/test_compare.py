@@ -26,7 +26,7 @@ from maskzoo.compare.cells import gather, lower_is_better, signed, unit
 from maskzoo.compare.readings import POINTS, read_run
 from maskzoo.compare.report import folder_name, refuse_foreign, report, report_on
 from maskzoo.compare.statistics import best, corrected, holm, paired, summarise, verdict
-from maskzoo.compare.tables import escaped, latex, markdown, results_csv, statistics_csv
+from maskzoo.compare.tables import escaped, latex, markdown, quoted, results_csv, statistics_csv
 from maskzoo.errors import DataError, RecipeError
 
 PIXEL = base64.b64decode(
@@ -346,6 +346,13 @@ def test_latex_is_whole_and_escaped(tmp_path: Path):
     assert r"x\textasciicircum{}2 \#1 \{y\} \textasciitilde{}\$\textbackslash{}" in text
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
     assert not re.search(r"(?<!\\)[_#]|[^\x00-\x7f]", text.split("\n", 1)[1].replace("\\begin", ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "set_as"), [("to 'a b', not", "to `a b', not"), ("Student's t", "Student's t"), ("('x')", "(`x')")]
+)
+def test_latex_opens_its_quotation_marks(text: str, set_as: str):
+    assert quoted(text) == set_as
 
 
 def test_latex_stars_what_a_test_supports_and_nothing_else(tmp_path: Path):

@@ -176,7 +176,8 @@ def _scored(runs: Sequence[Reading]) -> tuple[list[Reading], dict[int, Reading]]
 
     The latter only where a seed means the same initial model in all runs, so that it can stand for all of them.
     """
-    begun = [attrs.evolve(run, model=UNTRAINED, measured=run.before, curves={}) for run in runs if run.before]
+    nothing: dict[str, Any] = {"curves": {}, "steps": 0, "speed": None, "seconds": None, "memory": None, "flops": None}
+    begun = [attrs.evolve(run, model=UNTRAINED, measured=run.before, **nothing) for run in runs if run.before]
     scored = with_scores([*runs, *begun])
     beginnings: dict[int, Reading] = {}
     for run in scored[len(runs) :]:

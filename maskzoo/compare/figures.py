@@ -62,7 +62,7 @@ def draw_all(comparison: Comparison, folder: Path) -> dict[str, str]:
 
 def _figures(comparison: Comparison) -> list[tuple[str, str, Callable[[Axes], None]]]:
     made: list[tuple[str, str, Callable[[Axes], None]]] = []
-    cells = comparison.cells
+    cells = comparison.trained
     for name, title, label in (
         ("loss", "Loss, each under its own masks: not to be compared", "loss of the model"),
         ("factor", "Curriculum factor", "factor (+1 partner, -1 adversary)"),
@@ -92,7 +92,7 @@ def _says_something(cell: Cell) -> bool:
 
 def _look(comparison: Comparison, cell: Cell) -> tuple[str, str]:
     """The colour and the dash of a cell, the same in every figure."""
-    place = comparison.cells.index(cell)
+    place = comparison.trained.index(cell)
     return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskzoo.compare.cells import Comparison, gather, plain_value
+from maskzoo.compare.cells import UNTRAINED, Comparison, gather, plain_value
 from maskzoo.compare.readings import Reading
 from maskzoo.compare.scores import data_name
 from maskzoo.compare.tables import (
@@ -186,7 +186,7 @@ def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
 
 
 def _title(comparison: Comparison) -> str:
-    names = [cell.name for cell in comparison.cells]
+    names = [cell.name for cell in comparison.cells if cell.name != UNTRAINED]
     if len(names) == 1:
         return f"{names[0]} by itself"
     return f"{', '.join(names[:-1])} and {names[-1]} compared" if len(names) <= 5 else f"{len(names)} cells compared"

@@ -168,7 +168,8 @@ def _float(comparison: Comparison, scores: Sequence[str], *, costs: bool) -> str
         [
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{escaped(' '.join(_caption(comparison)))}}}",
+            rf"  \caption{{{quoted(escaped(' '.join(_caption(comparison))))}}}",
+            r"  \smallskip",
             r"  \footnotesize",
             r"  \setlength{\tabcolsep}{3pt}",
             rf"  \begin{{tabular}}{{{'l' + 'r' * (len(lower) - 1)}}}",
@@ -293,6 +294,11 @@ def _not_trained(comparison: Comparison) -> list[str]:
 def escaped(text: str) -> str:
     """Text as LaTeX sets it, special signs and all."""
     return "".join(LATEX.get(sign, sign) for sign in text)
+
+
+def quoted(text: str) -> str:
+    """Text with opening quotation marks as LaTeX writes them."""
+    return re.sub(r"(?<!\w)'(?=\S)", "`", text)
 
 
 def _latex_entry(entry: Entry) -> str:
