@@ -296,6 +296,36 @@ def test_runs_at_once_are_those_one_after_the_other(programs: Starter, whole: Pa
 
 
 @pytest.mark.slow
+def test_runs_on_several_devices_are_those_on_one(programs: Starter, whole: Path, tmp_path: Path):
+    recipe = recipe_file(tmp_path, steps=20, device="auto")
+    done = programs.run(*WORDS, recipe, "--seeds", "1", "--out", tmp_path / "out", "--devices", "cpu,cpu:0")
+    assert done.code == 0, done.words
+    assert "random, seed 0: begins on cpu clmae, seed 0: begins on cpu:0" in " ".join(done.words.split())
+    for name, device in (("random-s0", "cpu"), ("clmae-s0", "cpu:0")):
+        run = read_run(tmp_path / "out" / "runs" / name)
+        assert run.scores == read_run(whole / "runs" / name).scores
+        assert run.environment["device"] == device
+
+
+@pytest.mark.slow
+def test_equal_time_is_measured_by_a_probe_that_is_made_once(programs: Starter, tmp_path: Path):
+    recipe, out = recipe_file(tmp_path, steps=60), tmp_path / "out"
+    words = (*WORDS, recipe, "--seeds", "1", "--out", out, "--equal", "time")
+    done = programs.run(*words)
+    assert done.code == 0, done.words
+    random, clmae = (read_run(out / "runs" / name) for name in ("random-s0", "clmae-s0"))
+    assert random.steps == 60
+    assert 0 < clmae.steps < 60  # a step of clmae takes several times as long
+    probes = [read_run(out / "probes" / name) for name in ("random", "clmae")]
+    assert clmae.steps == max(1, round(60 * probes[1].speed / probes[0].speed))
+    assert "about the time of 'random'" in (out / "table.md").read_text()
+    kept = (out / "probes" / "random" / "metrics.jsonl").stat().st_mtime_ns
+    again = programs.run(*words)
+    assert again.code == 0, again.words
+    assert (out / "probes" / "random" / "metrics.jsonl").stat().st_mtime_ns == kept
+
+
+@pytest.mark.slow
 def test_runs_are_sent_off_by_submitit(programs: Starter, tmp_path: Path):
     pytest.importorskip("submitit")
     recipe, out = recipe_file(tmp_path), tmp_path / "out"
