@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,11 +225,11 @@ def evaluate(
 @click.option("--masker", metavar="NAME", help="Masking strategy; by default random, or the run's.")
 @click.option("--schedule", metavar="NAME", help="Curriculum of the masker, e.g. adversary or linear:0:-0.5.")
 @click.option("--ratio", metavar="SHARE", help="Share of hidden patches: a number, or e.g. linear:0.5:0.75.")
-@click.option("--moments", type=int, default=5, metavar="N", help="Moments from the first step to the last.")
+@click.option("--moments", type=int, default=5, metavar="N", help="Moments from the first step to the last, at most 20.")
 @click.option("--run", type=click.Path(path_type=Path), metavar="RUN", help="A run, through whose model to look.")
-@click.option("--backbone", metavar="NAME", help="Without a run: a timm model to look through.")
+@click.option("--backbone", metavar="NAME", help="Without a run: a timm model, or a registered backbone.")
 @click.option("--pretrained", is_flag=True, help="With timm's weights for --backbone, downloaded.")
-@click.option("--seed", type=int, default=0, metavar="N", help="Decides the masks.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help="Decides the masks.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), metavar="FILE", help="The PNG.")
 @click.option("--no-terminal", is_flag=True, help="Do not draw in the terminal too.")
 def preview(images: tuple[Path, ...], out: Path, no_terminal: bool, **wish: Any) -> None:
@@ -300,9 +300,13 @@ def compare(runs: tuple[Path, ...], recipe: Path | None, settings: tuple[str, ..
     ours = ("maskers", "vary", "seeds", "baseline", "equal", "jobs", "devices", "launcher", "launch", "out", "dry_run")
     wishes = {name: options.pop(name) for name in ours}
     given = recipe is not None or bool(settings) or any(value is not None for value in options.values())
+    typed = _typed(wishes)
     if runs:
-        if given or wishes["maskers"] is not None or wishes["vary"] or wishes["dry_run"]:
-            raise RecipeError("name runs that are there, or say with --maskers what is to be trained, but not both")
+        if given or typed - {"out", "baseline"}:
+            raise RecipeError(
+                "with runs that are there go --out and --baseline alone; say with --maskers what is to be trained, or "
+                "name runs, but not both"
+            )
         from maskzoo.compare.report import report_on
 
         report_on(wishes["out"], runs, wishes["baseline"], console)
@@ -312,11 +316,23 @@ def compare(runs: tuple[Path, ...], recipe: Path | None, settings: tuple[str, ..
     from maskzoo.compare.whole import compare_all
     from maskzoo.registry import Registry
 
+    if options["masker"] is not None and wishes["maskers"] is not None:
+        raise RecipeError("--masker: the maskers of a comparison are those of --maskers; name it there")
+    if options["schedule"] is not None and wishes["maskers"] is not None:
+        raise RecipeError("--schedule: each masker of --maskers has its own; write it behind a +, e.g. attmask+partner")
     registry = Registry()
     base = None
     if given or wishes["maskers"] is not None or wishes["vary"]:
         base = changed(recipe, registry, settings=settings, **options)
+    elif planned := sorted(typed & {"seeds", "baseline", "equal"}):
+        raise RecipeError(f"--{planned[0]}: the plan in --out says that already; give --maskers for another plan")
     compare_all(base, registry, console, **wishes)
+
+
+def _typed(names: Iterable[str]) -> set[str]:
+    """Those of a command's options that somebody has given, whatever value they have."""
+    context = click.get_current_context()
+    return {name for name in names if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT}
 
 
 @main.command(name="list")

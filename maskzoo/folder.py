@@ -258,7 +258,7 @@ class RunFolder:
         return held
 
     def add_evaluation(
-        self, when: str, figures: Mapping[str, float], evaluators: Sequence[Any], names: Sequence[str]
+        self, when: str, figures: Mapping[str, float | None], evaluators: Sequence[Any], names: Sequence[str]
     ) -> None:
         """Add figures under "before" or "after", with the settings that they were measured under.
 

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,21 @@ from maskzoo.train import MODEL_FIGURES, Session, finite, train
 LOWER = 0.5  # what the rates are multiplied by when a run goes back
 
 
-def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None = None, *, resume: bool = False) -> Path:
+def run(
+    recipe: Recipe,
+    registry: Registry,
+    console: Console,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> Path:
     """Train by the recipe and leave everything in a folder, which is returned.
 
     With `resume`, go on from the newest good checkpoint in `out`, or from the beginning where there is none yet.
     Nothing that exists is overwritten otherwise. Under `torchrun` all processes call this; the first prints and writes.
     Raises MaskZooError for whatever the user can mend, and StoppedError when a signal ended the run between two steps.
+    `stop_asked` tells of a signal that came before the run listened by itself.
     """
     if out is not None and not resume and out.exists() and not unused(out):
         raise RecipeError(f"--out: '{out}' holds something already; choose another folder, or go on with --resume")
@@ -60,13 +69,20 @@ def run(recipe: Recipe, registry: Registry, console: Console, out: Path | None =
             f"({str(problem).splitlines()[0]}); start them with torchrun, or unset WORLD_SIZE"
         ) from problem
     try:
-        return _run(recipe, registry, console if processes.first() else Console(quiet=True), out, resume=resume)
+        return _run(recipe, registry, console if processes.first() else Console(quiet=True), out, resume, stop_asked)
     finally:
         if joined:
             processes.leave()
 
 
-def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None, *, resume: bool) -> Path:
+def _run(
+    recipe: Recipe,
+    registry: Registry,
+    console: Console,
+    out: Path | None,
+    resume: bool,
+    stop_asked: Callable[[], bool],
+) -> Path:
     # One process of a machine first: a data set may have to be fetched and unpacked.
     dataset: Dataset = processes.first_on_machine(lambda: make(registry, "dataset", recipe.data, "recipe.data"))
     in_epoch = steps_in_epoch(dataset, recipe.train.batch_size)
@@ -90,6 +106,7 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
     if resume:
         folder.refuse_another(session.recipe, registry)
     with folder.locked(), stopping_by_signal(session):
+        session.stop_asked = session.stop_asked or stop_asked()
         with folder.writing():
             resumed = folder.open(session, console, resume=resume)
             folder.describe(session, registry)
@@ -128,12 +145,16 @@ def _run(recipe: Recipe, registry: Registry, console: Console, out: Path | None,
             if broken := encoder.broken():
                 sentence = f"{len(broken)} images cannot be read and are left out of what is measured"
                 _say(folder, f"{sentence}, e.g. {broken[0]}", console)
-            for name in [name for name, value in figures.items() if not math.isfinite(value)]:
-                _say(folder, f"{name} is {figures.pop(name)} {when} training, and is left out", console)
+            known = {name: value for name, value in figures.items() if math.isfinite(value)}
+            for name in figures.keys() - known.keys():
+                _say(
+                    folder, f"{name} is {figures[name]} {when} training, no finite number; it is kept as null", console
+                )
             with folder.writing():
-                folder.add_evaluation(when, figures, evaluators, names)
+                kept = {name: known.get(name) for name in figures}
+                folder.add_evaluation(when, kept, evaluators, names)
             several.log(
-                {f"{when}/{name}": value for name, value in figures.items()}, min(session.step, session.steps - 1)
+                {f"{when}/{name}": value for name, value in known.items()}, min(session.step, session.steps - 1)
             )
 
         try:
@@ -409,8 +430,8 @@ def _closing(folder: RunFolder, dataset: Dataset, evaluators: list[Any]) -> str:
     measured = folder.evaluation()
     lines = []
     for name, after in measured.get("after", {}).items():
-        before = measured.get("before", {}).get(name)
-        known = "?" if before is None else shown(name, before)
+        before = measured.get("before", {})
+        known = shown(name, before[name]) if name in before else "?"
         lines.append(f"{name}: {known} before, {shown(name, after)} after training")
     if not lines and evaluators:
         why = "there are no labels" if dataset.classes is None else "there are no test images"

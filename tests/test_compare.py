@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,7 +26,7 @@ from scipy import stats
 from maskzoo.compare.cells import gather, lower_is_better, signed, unit
 from maskzoo.compare.readings import POINTS, read_run
 from maskzoo.compare.report import folder_name, refuse_foreign, report, report_on
-from maskzoo.compare.statistics import best, corrected, holm, paired, summarise, verdict
+from maskzoo.compare.statistics import best, corrected, holm, paired, summarise
 from maskzoo.compare.tables import escaped, latex, markdown, quoted, results_csv, statistics_csv
 from maskzoo.errors import DataError, RecipeError
 
@@ -70,6 +71,7 @@ def make_run(
         measured["after"] = dict({"knn/top1": 0.5} if scores is None else scores)
     (path / "evaluation.json").write_text(json.dumps(measured))
     (path / "masks" / "curriculum.png").write_bytes(PIXEL)
+    (path / "lock").touch()
     return path
 
 
@@ -109,16 +111,16 @@ def test_a_difference_is_tested_over_the_seeds_that_both_have():
 @pytest.mark.parametrize(
     ("ours", "words"),
     [
-        ({}, "not enough seeds to tell"),
-        ({0: 0.4}, "not enough seeds to tell"),
-        ({0: 0.4, 1: 0.5}, "the same in every pair"),
-        ({0: 0.4, 1: 0.9}, "no difference shown"),
-        ({0: 0.4, 1: 0.5 + 1e-6}, "differs"),
+        ([0.4], "not enough seeds to tell"),
+        ([0.3, 0.4], "the same result in every pair"),
+        ([0.4, 0.5], "the same difference in every pair"),
+        ([0.4, 0.9], "0.374"),
     ],
 )
-def test_the_verdict_never_says_more_than_the_seeds_can(ours: dict[int, float], words: str):
-    (difference,) = corrected([paired(ours, {0: 0.3, 1: 0.4})])
-    assert verdict(difference) == words
+def test_a_test_never_says_more_than_the_seeds_can(tmp_path: Path, ours: list[float], words: str):
+    text = markdown(gather(make_runs(tmp_path, {"random": [0.3, 0.4], "clmae": ours})))
+    row = next(line for line in text.splitlines() if line.startswith("| clmae"))
+    assert row.endswith(f"| {words} |")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,51 @@ def test_what_decides_no_figure_is_what_may_change_on_resuming():
     assert FREE_KEYS | {"train.seed"} == ASIDE
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("recipe.toml", {"masking": "random"}),
+        ("recipe.toml", {"train": {"seed": "x"}}),
+        ("recipe.toml", {"train": {"batch_size": "x"}}),
+        ("evaluation.json", {"after": [1]}),
+        ("evaluation.json", {"settings": [1]}),
+        ("environment.json", {"plugins": None}),
+        ("environment.json", {"plugins": [3], "versions": None}),
+        ("metrics.jsonl", {"step": 99, "progress": "x"}),
+    ],
+)
+def test_a_file_of_another_form_costs_no_more_than_its_run(tmp_path: Path, file: str, change: dict[str, Any]):
+    paths = make_runs(tmp_path, {"random": [0.1, 0.2], "clmae": [0.3]})
+    path = paths[1] / file
+    if file == "recipe.toml":
+        path.write_text(tomli_w.dumps({**tomllib.loads(path.read_text()), **change}))
+    elif file == "metrics.jsonl":
+        path.write_text(path.read_text() + json.dumps(change) + "\n")
+    else:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    comparison = gather(paths)
+    assert {cell.name for cell in comparison.cells} >= {"random", "clmae"}
+    left_out = [remark for remark in comparison.remarks if "it is left out" in remark and str(paths[1]) in remark]
+    assert len(left_out) == (0 if file == "environment.json" else 1)
+
+
 # --------------------------------------------------------------------------------------------------------------- cells
+def test_a_logger_makes_no_other_cell(tmp_path: Path):
+    train = {"seed": 1, "batch_size": 4, "epochs": 2, "loggers": [{"use": "tensorboard"}]}
+    paths = [make_run(tmp_path / "a"), make_run(tmp_path / "b", changes={"train": train})]
+    assert {cell.name: sorted(cell.runs) for cell in gather(paths).cells} == {"random": [0, 1]}
+
+
+def test_runs_of_two_recipes_are_never_one_cell(tmp_path: Path):
+    paths = make_runs(tmp_path, {"random": [0.1, 0.2], "clmae": [0.3, 0.4]})
+    other = make_run(tmp_path / "other", seed=2, changes={"train": {"seed": 2, "batch_size": 4, "epochs": 99}})
+    names = dict.fromkeys([*paths[:2], other], "random") | dict.fromkeys(paths[2:], "clmae")
+    comparison = gather(names)
+    assert sorted(comparison.cell("random").runs) == [0, 1]
+    (remark,) = comparison.remarks
+    assert f"'{other}' is not of the recipe of '{paths[0]}' (train.epochs differs)" in remark
+
+
 def test_cells_are_the_runs_of_one_recipe_whatever_the_seed_and_the_device(tmp_path: Path):
     paths = make_runs(tmp_path, {"random": [0.1, 0.2], "clmae": [0.3, 0.4]})
     elsewhere = {"train": {"seed": 2, "batch_size": 4, "epochs": 2, "device": "cuda"}}
@@ -253,7 +299,7 @@ def test_what_is_wrong_with_a_run_is_a_sentence_and_the_rest_is_compared(tmp_pat
         r"half' never finished \(it has come 44% of its way\)",
         "nowhere' is no run: it has no recipe.toml",
         "knn/top1 of '.*nan' is not a number",
-        "unlabelled' has no score: knn found no labels in its data",
+        "unlabelled' has no score: knn found nothing to measure",
         "other' has no knn/top1: it was not measured there",
         "the plugin distribution 'maskzoo-gone' 1.2 is not installed any more: '.*foreign'",
         "the plugin distribution 'pytest' was 0.0.1 then and is",
@@ -368,6 +414,29 @@ def test_more_scores_than_a_page_is_wide_come_in_several_floats(tmp_path: Path):
     first, second = latex(gather(paths)).split("\\begin{table}")[1:]
     assert [text.count(r"\multicolumn{2}{c}{e") for text in (first, second)] == [3, 2]
     assert (r"& min \\" in first, r"& min \\" in second) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "set_as"), [('a"b', "a''b"), ("é", "e"), ("照", "U+7167"), ("\u03b1±", r"U+03B1$\pm$"), ("½", "U+00BD")]
+)
+def test_latex_needs_no_alphabet_but_its_own(text: str, set_as: str):
+    assert escaped(text) == set_as
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path: Path):
+    paths = make_runs(tmp_path, CLEAR)
+    report(tmp_path / "out", {path: "a $x$ $y" if "random" in path.name else "b_$^{" for path in paths})
+    assert "a $x$ $y" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_report_on_kept_sources_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("maskzoo.compare.figures.draw_all", lambda comparison, folder: {})
+    out = tmp_path / "out"
+    report(out, make_runs(tmp_path, {"random": [0.1], "clmae": [0.2]}))
+    sources = sorted((out / "sources").iterdir())
+    before = [(path / "recipe.toml").read_text() for path in sources]
+    report(out, sources)
+    assert [(path / "recipe.toml").read_text() for path in sorted((out / "sources").iterdir())] == before
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
@@ -513,8 +582,9 @@ def test_a_report_on_runs_says_its_remarks_and_spares_a_folder_of_something_else
     assert "nowhere' is no run" in said
     assert "-10.1" in said
     refuse_foreign(tmp_path / "out")
-    with pytest.raises(RecipeError, match="holds something else already"):
-        refuse_foreign(paths[0])
+    for foreign in (paths[0], tmp_path):
+        with pytest.raises(RecipeError, match="holds something else already"):
+            refuse_foreign(foreign)
 
 
 @pytest.mark.parametrize("name", ["clmae+partner-neutral-adversary@0.75", "../../etc", "a:b*c?", ".", "", "x" * 300])

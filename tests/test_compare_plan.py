@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -13,14 +14,19 @@ from typing import Any
 
 import pytest
 import tomli_w
+import torch
+from click.testing import CliRunner
+from filelock import FileLock
 from programs import Starter, small_recipe, starter
 from rich.console import Console
 
+import maskzoo.run
 from maskzoo.checkpoint import found
+from maskzoo.cli import main
 from maskzoo.compare import launch
 from maskzoo.compare.plan import Plan, cells, plan, planned, table
 from maskzoo.compare.readings import read_run
-from maskzoo.errors import RecipeError
+from maskzoo.errors import RecipeError, StoppedError
 from maskzoo.recipe import put
 from maskzoo.registry import Registry
 
@@ -198,9 +204,121 @@ def test_what_is_done_is_not_done_again(tmp_path: Path):
 
 @pytest.mark.usefixtures("uncounted")
 def test_a_comparison_that_is_at_work_keeps_others_out(tmp_path: Path):
-    plan = made(tmp_path, "random", seeds="1")
-    with launch._locked(tmp_path), pytest.raises(RecipeError, match="another comparison is at work"):
+    words = ("compare", "--maskers", "random", "--seeds", "1", "--out", str(tmp_path / "out"))
+    with launch.locked(tmp_path / "out"):
+        answer = CliRunner().invoke(main, words)
+        assert answer.exit_code == 2
+        assert "another comparison is at work" in answer.output
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]  # not even its plan
+    assert not (tmp_path / "out").exists()  # nothing came of it
+
+
+@pytest.mark.usefixtures("uncounted")
+def test_a_plan_that_cannot_be_leaves_no_folder(tmp_path: Path):
+    answer = CliRunner().invoke(main, ("compare", "--maskers", "random,blok", "--out", str(tmp_path / "out")))
+    assert (answer.exit_code, (tmp_path / "out").exists()) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--maskers", "random", "--masker", "clmae"), "--masker: the maskers of a comparison are those of --maskers"),
+        (("--maskers", "attmask", "--schedule", "partner"), "write it behind a +, e.g. attmask+partner"),
+        (("--seeds", "5"), "--seeds: the plan in --out says that already"),
+        (("--equal", "flops"), "--equal: the plan in --out says that already"),
+        (("a-run", "--seeds", "5"), "with runs that are there go --out and --baseline alone"),
+        (("a-run", "--jobs", "2"), "with runs that are there go --out and --baseline alone"),
+        (("--maskers", "random", "--seed", "1"), "--seed: a comparison has several"),
+        (("--maskers", "random", "--launcher", "submitit", "--jobs", "2"), "--launcher submitit: how many run at once"),
+        (("--maskers", "random", "--vary", "train.seed=1,2"), "say which with --seeds"),
+        (("--maskers", "random", "--vary", "masking.ratio=0.6,0.60"), "is named twice"),
+        (("--maskers", "random,random@0.75", "--set", "masking.ratio=0.75"), "is the same recipe as 'random'"),
+    ],
+)
+@pytest.mark.usefixtures("uncounted")
+def test_what_would_be_dropped_without_a_word_is_refused(tmp_path: Path, words: tuple[str, ...], sentence: str):
+    answer = CliRunner().invoke(main, ("compare", *words, "--out", str(tmp_path / "out")))
+    assert answer.exit_code == 2
+    assert sentence in answer.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("uncounted")
+def test_a_dry_run_refuses_a_folder_of_other_runs_as_the_run_itself_would(tmp_path: Path):
+    (job,) = made(tmp_path, "random", seeds="1").jobs
+    job.folder.mkdir(parents=True)
+    (job.folder / "recipe.toml").write_text("")
+    with pytest.raises(RecipeError, match=r"was begun with another recipe: train\.steps"):
+        made(tmp_path, "random", seeds="1", recipe=base(steps=5), keep=False)
+
+
+@pytest.mark.usefixtures("uncounted")
+def test_a_run_that_somebody_else_writes_to_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (job,) = (plan := made(tmp_path, "random", seeds="1")).jobs
+    job.folder.mkdir(parents=True)
+    other = FileLock(job.folder / "lock")
+    other.acquire()
+    assert launch.held(job)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            other.release()
+
+    monkeypatch.setattr("maskzoo.compare.launch.time.sleep", sleep)
+    assert go(plan) == []
+    assert len(waits) == 3
+    assert job.done
+    assert not launch.held(job)
+
+
+@pytest.mark.usefixtures("uncounted")
+def test_whatever_one_run_throws_the_others_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan = made(tmp_path, "random,block", seeds="1")
+    run = launch.run
+
+    def throwing(recipe: Any, *rest: Any, **options: Any) -> Any:
+        if recipe.masking.strategy == "random":
+            raise torch.OutOfMemoryError("out of memory\nand much more")
+        return run(recipe, *rest, **options)
+
+    monkeypatch.setattr(launch, "run", throwing)
+    (failure,) = go(plan)
+    log = tmp_path / "logs" / "random-s0.txt"
+    assert failure.endswith(f"seed 0 failed: OutOfMemoryError: out of memory (see '{log}')")
+    assert "in throwing" in log.read_text()
+    assert [job.done for job in plan.jobs] == [False, True]
+
+
+@pytest.mark.usefixtures("uncounted")
+def test_a_signal_that_comes_while_a_run_is_being_built_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan = made(tmp_path, "random", seeds="1", recipe=base(steps=5000))
+    build = maskzoo.run.build
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build(*arguments, **options)
+
+    monkeypatch.setattr("maskzoo.run.build", signalled)
+    with pytest.raises(StoppedError, match="the same command goes on"):
         go(plan)
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        (
+            "trace:\n  File x\nmaskzoo.errors.MaskZooError: the disk is full\n---\n  - /a/b/1_log.out",
+            "the disk is full",
+        ),
+        ("Traceback:\nValueError: odd\nYou can check\n - /x.out", "ValueError: odd"),
+        ("no word of an error", "no word of an error"),
+        ("", "it ended without a word"),
+    ],
+)
+def test_of_what_submitit_tells_the_sentence_is_kept(told: str, sentence: str):
+    assert launch._reason(RuntimeError(told)) == sentence
 
 
 def test_runs_at_once_share_the_cores_unless_somebody_said_otherwise(monkeypatch: pytest.MonkeyPatch):
@@ -293,6 +411,22 @@ def test_runs_at_once_are_those_one_after_the_other(programs: Starter, whole: Pa
     for name in ("random-s0", "clmae-s0"):
         assert read_run(tmp_path / "out" / "runs" / name).scores == read_run(whole / "runs" / name).scores
         assert "after training" in (tmp_path / "out" / "logs" / f"{name}.txt").read_text()
+
+
+@pytest.mark.slow
+def test_what_runs_at_once_ends_with_the_comparison_and_goes_on_with_it(programs: Starter, tmp_path: Path):
+    recipe, out = recipe_file(tmp_path, steps=400), tmp_path / "out"
+    words = ("compare", "--maskers", "random,block", "--seeds", "1", "--recipe", recipe, "--out", out, "--jobs", "2")
+    first = programs.start(*words)
+    folders = [out / "runs" / name for name in ("random-s0", "block-s0")]
+    assert first.until(lambda: all(found(folder / "checkpoints") for folder in folders)), first.words
+    first.signal(signal.SIGKILL)
+    first.wait()
+    done = programs.run(*words)  # at once, while those are perhaps still ending
+    assert done.code == 0, done.words
+    for folder in folders:
+        assert read_run(folder).steps == 400
+        assert "resumed at step" in (out / "logs" / f"{folder.name}.txt").read_text()
 
 
 @pytest.mark.slow

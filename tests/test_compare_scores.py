@@ -118,6 +118,26 @@ def test_other_data_and_another_pooling_are_said(tmp_path: Path):
     assert "| knn/top1 on flowers (%) |" in markdown(gather([path]))
 
 
+def test_two_kinds_of_data_in_folders_of_one_name_are_never_one_score(tmp_path: Path):
+    paths = make_runs(tmp_path, {"random": [0.1, 0.2], "clmae": [0.3, 0.4]})
+    for path in paths:
+        kind = "pets" if "random" in path.name else "cars"
+        change(path, evaluations=[entry({"top1": 0.9}, data={"use": "folder", "root": f"/data/{kind}/val"})])
+    comparison = gather(paths)
+    assert comparison.scores == [
+        "knn/top1",
+        "knn/top1 on data.use=folder data.root=/data/pets/val",
+        "knn/top1 on data.use=folder data.root=/data/cars/val",
+    ]
+    assert all(test.summary is None for test in comparison.differences(comparison.scores[2]).values())
+
+
+def test_a_model_on_the_data_of_one_of_several_runs_is_said_to_be(tmp_path: Path):
+    paths = [make_run(tmp_path / "a"), make_run(tmp_path / "b", "clmae", changes={"data": {"use": "cifar10"}})]
+    paths.append(model(tmp_path / "mae", entry({"top1": 0.9})))
+    assert list(scores(*paths)["vit_base_patch16_224 (mae_vit_base)"]) == ["knn/top1 on digits"]
+
+
 @pytest.mark.parametrize("held", [[None], [{}], [{"step": 10, "evaluator": "knn"}], {"a": 1}, "x"])
 def test_entries_that_are_no_measurement_are_passed_over(tmp_path: Path, held: Any):
     assert scores(change(make_run(tmp_path / "a"), evaluations=held)) == {"random": {"knn/top1": 0.5}}

@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from maskzoo.cli import main
+from maskzoo.compare.cells import gather
 from maskzoo.data.digits import ImagesInMemory
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.evaluation.attentive import AttentiveProbe
@@ -521,7 +522,7 @@ def test_a_figure_that_is_no_number_is_said_and_kept_as_null(run: Path, monkeypa
     assert entries(run)[0]["figures"] == {"top1": None}
 
 
-def test_a_run_leaves_out_what_is_no_number_and_shows_a_loss_as_what_it_is(
+def test_a_run_keeps_what_is_no_number_as_null_and_shows_a_loss_as_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing(self: Any, encoder: Any, dataset: Any) -> Iterator[tuple[str, float]]:
@@ -530,7 +531,10 @@ def test_a_run_leaves_out_what_is_no_number_and_shows_a_loss_as_what_it_is(
     monkeypatch.setattr(FewShot, "__call__", nothing)
     shown = train(tmp_path / "run", "['fewshot', 'reconstruction']")
     measured = json.loads((tmp_path / "run" / "evaluation.json").read_text(), parse_constant=pytest.fail)
-    assert measured["before"].keys() == measured["after"].keys() == {"reconstruction/loss on fixed masks"}
+    assert measured["before"].keys() == measured["after"].keys()
+    assert measured["after"]["fewshot/top1"] is None
+    assert "fewshot/top1: not a number before, not a number after training" in shown
+    assert f"fewshot/top1 of '{tmp_path / 'run'}' is not a number" in "".join(gather([tmp_path / "run"]).remarks)
     assert f"{measured['after']['reconstruction/loss on fixed masks']:.4g} after training" in shown
     assert "fewshot/top1 is nan after training" in (tmp_path / "run" / "warnings.txt").read_text()
 

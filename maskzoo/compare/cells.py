@@ -119,8 +119,8 @@ def _figure(score: str) -> str:
 def differing(runs: Sequence[Reading]) -> list[str]:
     """The keys in which recipes differ, those aside that decide no figure."""
     keys = dict.fromkeys(key for run in runs for key in run.keys)
-    keys = {key: None for key in keys if not re.match(MEASURED, key)}
-    return [key for key in keys if key not in ASIDE and len({repr(run.keys.get(key)) for run in runs}) > 1]
+    deciding = [key for key in keys if key.split("[")[0] not in ASIDE and not re.match(MEASURED, key)]
+    return [key for key in deciding if len({repr(run.keys.get(key)) for run in runs}) > 1]
 
 
 def gather(
@@ -161,6 +161,8 @@ def gather(
             remarks.append(f"'{run.path}' has the recipe and the seed of '{first}'; the first of the two is shown")
             continue
         cell.runs[run.seed] = run
+    for cell in cells.values():
+        remarks += _of_one_recipe(cell)
     remarks += [f"no run of '{name}' has finished; it is left out" for name, cell in cells.items() if not cell.runs]
     whole = [*([Cell(UNTRAINED, beginnings)] if beginnings else []), *(cell for cell in cells.values() if cell.runs)]
     base, word = _baseline(baseline, cells, whole)
@@ -169,6 +171,20 @@ def gather(
     comparison = Comparison(whole, base, equal, {**counted, **(flops or {})}, remarks)
     remarks += _about_scores(comparison) + _about_runs(comparison)
     return comparison
+
+
+def _of_one_recipe(cell: Cell) -> list[str]:
+    """Take the runs out of a cell that are not of the recipe of its first one, with a sentence for each."""
+    sentences = []
+    for seed, run in sorted(cell.runs.items())[1:]:
+        keys = differing([cell.first, run])
+        if keys:
+            del cell.runs[seed]
+            sentences.append(
+                f"'{run.path}' is not of the recipe of '{cell.first.path}' ({', '.join(keys[:3])} "
+                f"{'differs' if len(keys) == 1 else 'differ'}), so it is no run of '{cell.name}'; it is left out"
+            )
+    return sentences
 
 
 def _scored(runs: Sequence[Reading]) -> tuple[list[Reading], dict[int, Reading]]:
@@ -255,9 +271,7 @@ def _about_scores(comparison: Comparison) -> list[str]:
                 continue
             if not run.scores:
                 asked = [named(use) for use in run.recipe.get("evaluation", [])]
-                why = (
-                    f"{', '.join(map(str, asked))} found no labels in its data" if asked else "its recipe asks for none"
-                )
+                why = f"{', '.join(map(str, asked))} found nothing to measure" if asked else "its recipe asks for none"
                 sentences.append(f"'{run.path}' has no score: {why}")
                 continue
             for score in comparison.scores:

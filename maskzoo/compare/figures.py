@@ -109,7 +109,7 @@ def _curves(axes: Axes, comparison: Comparison, cells: Sequence[Cell], name: str
         if len(values) > 1:
             several = True
             axes.fill_between(at, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-        axes.plot(at, values.mean(axis=0), color=colour, linestyle=dash, linewidth=1.6, label=cell.name)
+        axes.plot(at, values.mean(axis=0), color=colour, linestyle=dash, linewidth=1.6, label=unmathed(cell.name))
     axes.set_xlabel("step" + (" (band: least to most of the seeds)" if several else ""))
     axes.set_ylabel(label)
     if name in RANGES:
@@ -146,11 +146,17 @@ def _compute(axes: Axes, comparison: Comparison, score: str) -> None:
             [statistics.fmean(spent.values())],
             [summary.mean * factor],
             yerr=None if summary.half is None else [summary.half * factor],
-            color=colour, marker="o", markersize=6, capsize=3, linewidth=1.3, linestyle="none", label=cell.name,
+            color=colour, marker="o", markersize=6, capsize=3, linewidth=1.3, linestyle="none",
+            label=unmathed(cell.name),
         )  # fmt: skip
     axes.set_xlim(left=0)
     axes.set_xlabel(f"training compute ({prefix}FLOPs)" if counted else "training time (minutes, as measured)")
-    axes.set_ylabel(f"{score} ({sign})" if sign else score)
+    axes.set_ylabel(unmathed(f"{score} ({sign})" if sign else score))
+
+
+def unmathed(text: str) -> str:
+    """Text in which matplotlib looks for no formula."""
+    return text.replace("$", r"\$")
 
 
 def _inline(svg: str, name: str) -> str:

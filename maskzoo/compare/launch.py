@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from maskzoo.compare.plan import Job, Plan
 from maskzoo.compare.readings import read_run
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
+from maskzoo.plain import replace
 from maskzoo.recipe import Recipe, put, read
 from maskzoo.registry import Registry
 from maskzoo.run import run
 from maskzoo.signals import STOP_SIGNALS
 
+IN_QUEUE = frozenset({"RUNNING", "PENDING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "READY"})  # at SLURM
 STOPPED = 75  # exit code of a run that a signal has ended
 PROBE_STEPS = 25
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 THREADS = "OMP_NUM_THREADS"  # the environment's name for how many threads torch computes with
 PAUSE = 0.1  # seconds between two looks at what runs
 
@@ -44,17 +54,19 @@ def train_missing(
 ) -> list[str]:
     """Train what is missing, or half done; a sentence for each run that failed, while all others went on.
 
-    With one job at a time it is done in this process. Raises StoppedError when a signal ended it between two steps,
-    and RecipeError where somebody else is at work in the folder.
+    Whoever calls has the folder to itself (`locked`). With one job at a time it is done in this process. A run that
+    somebody else is still writing to, such as what a killed comparison has left, is waited for. Raises StoppedError
+    when a signal ended it between two steps.
     """
     missing = [job for job in plan.jobs if not job.done]
     if not missing:
         return []
-    with _locked(plan.out), _listening() as asked:
+    (plan.out / "logs").mkdir(exist_ok=True)
+    with _listening() as asked:
         if launcher == "submitit":
             return _submit(missing, plan.out, settings or {}, asked, console)
         if jobs == 1 and len(devices) <= 1:
-            return _one_by_one(missing, registry, console, devices[0] if devices else None, asked)
+            return _one_by_one(missing, plan.out, registry, console, devices[0] if devices else None, asked)
         slots: list[str | None] = [*devices] * jobs or [None] * jobs
         return _at_once(missing, plan.out, slots, asked, console)
 
@@ -106,36 +118,80 @@ def _listening() -> Iterator[_Asked]:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep a second comparison out of the folder; the lock goes with the process, however it ends."""
-    lock = FileLock(out / "lock", timeout=0)
+def locked(out: Path) -> Iterator[None]:
+    """Keep a second comparison out of the folder; the lock goes with the process, however it ends.
+
+    A folder that was made for it and got nothing else is removed. Raises RecipeError where somebody else is at work.
+    """
+    new = not out.exists()
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / "lock", timeout=0)
         lock.acquire()
     except Timeout:
         raise RecipeError(f"--out: another comparison is at work in '{out}'; wait for it, or end it") from None
+    except OSError as problem:
+        raise RecipeError(f"--out: '{out}' cannot be written to: {problem}") from problem
     try:
         yield
     finally:
         lock.release()
+        if new and {path.name for path in out.iterdir()} <= {"lock"}:
+            shutil.rmtree(out)
+
+
+def held(job: Job) -> bool:
+    """Whether a process is writing to the folder of a run at this moment."""
+    path = job.folder / "lock"
+    if not path.exists():
+        return False
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _wait_for(job: Job, asked: _Asked, console: Console) -> None:
+    """Wait until nobody else writes to the folder of a run."""
+    told = False
+    while held(job):
+        asked.refuse()
+        if not told:
+            console.print(f"waiting for whoever writes to '{job.folder}'", highlight=False, markup=False)
+            told = True
+        time.sleep(PAUSE * 10)
 
 
 def _one_by_one(
-    missing: Sequence[Job], registry: Registry, console: Console, device: str | None, asked: _Asked
+    missing: Sequence[Job], out: Path, registry: Registry, console: Console, device: str | None, asked: _Asked
 ) -> list[str]:
     failures = []
     for number, job in enumerate(missing, start=1):
         asked.refuse()
+        _wait_for(job, asked, console)
         console.print(f"run {number} of {len(missing)}: {job.cell}, seed {job.seed}", highlight=False, markup=False)
         try:
             plain = read(job.recipe)
             if device is not None:
                 put(plain, "train.device", device)
-            run(Recipe.from_plain(plain), registry, console, job.folder, resume=True)
+            run(Recipe.from_plain(plain), registry, console, job.folder, resume=True, stop_asked=lambda: asked.stop)
         except StoppedError as problem:
             raise StoppedError(f"'{job.folder}' was {problem}; the same command goes on") from problem
         except MaskZooError as problem:
             failures.append(_failed(job, str(problem)))
-            console.print(failures[-1], style="yellow", highlight=False, markup=False)
+        except Exception as problem:  # of a plugin, or a device without memory: it must not end the others
+            _log(out, job).write_text(traceback.format_exc(), encoding="utf-8")
+            words = (str(problem).splitlines() or [""])[0]
+            failures.append(_failed(job, f"{type(problem).__name__}: {words} (see '{_log(out, job)}')"))
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        else:
+            continue
+        console.print(failures[-1], style="yellow", highlight=False, markup=False)
     return failures
 
 
@@ -156,16 +212,21 @@ def _at_once(
     waiting, free, failures, stopped = list(missing), list(slots), [], False
     surroundings = sharing_cores(len(slots))
     running: list[tuple[Job, str | None, subprocess.Popen[bytes]]] = []
-    (out / "logs").mkdir(exist_ok=True)
     told = False
+    occupied: set[str] = set()  # runs that somebody else writes to, once it has been said
     try:
         while waiting or running:
             if asked.stop and not told:
                 waiting, told = [], True
                 for _, _, process in running:
                     process.terminate()
-            while waiting and free:
-                job, device = waiting.pop(0), free.pop(0)
+            for job in [job for job in waiting if free and held(job) and job.folder.name not in occupied]:
+                occupied.add(job.folder.name)
+                console.print(f"waiting for whoever writes to '{job.folder}'", highlight=False, markup=False)
+            ready = [job for job in waiting if free and not held(job)]
+            for job in ready[: len(free)]:
+                waiting.remove(job)
+                device = free.pop(0)
                 console.print(
                     f"{job.cell}, seed {job.seed}: begins{f' on {device}' if device else ''}", highlight=False
                 )
@@ -174,6 +235,7 @@ def _at_once(
                         command(job, device),
                         stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=surroundings,
                         start_new_session=True,  # a terminal's signals come to us, who pass them on once
+                        preexec_fn=_end_with_parent,
                     )  # fmt: skip
                 running.append((job, device, process))
             for one in [one for one in running if one[2].poll() is not None]:
@@ -194,6 +256,12 @@ def _at_once(
     if stopped:
         raise StoppedError("a signal stopped some of the runs; the same command goes on")
     return failures
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to stop this process as a signal would, when the one that started it is gone, however it ended."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def sharing_cores(runs: int) -> dict[str, str]:
@@ -241,24 +309,51 @@ class Errand:
 def _submit(
     missing: Sequence[Job], out: Path, settings: Mapping[str, Any], asked: _Asked, console: Console
 ) -> list[str]:
-    """Send every run to SLURM, or to processes of this machine where there is no SLURM, and wait for them."""
+    """Send every run to SLURM, or to processes of this machine where there is no SLURM, and wait for them.
+
+    Which were sent is kept in logs/submitted.json, so that a command that is given again waits for them too.
+    """
     try:
         import submitit
     except ImportError:
         raise RecipeError("--launcher submitit: it is not installed; pip install 'maskzoo[submitit]'") from None
+    record = out / "logs" / "submitted.json"
     executor = submitit.AutoExecutor(folder=os.fspath(out / "logs"))
+    known: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    sent: dict[Job, Any] = {}
+    for job in missing:
+        if job.folder.name in known:
+            before = executor._executor.job_class(executor.folder, known[job.folder.name])
+            if before.state in IN_QUEUE:
+                sent[job] = before
+    occupied = [job for job in missing if job not in sent and held(job)]
+    if sent or occupied:
+        console.print(f"{len(sent) + len(occupied)} runs that were sent before are waited for", highlight=False)
     try:
         executor.update_parameters(**{"name": "maskzoo", "timeout_min": 24 * 60, **settings})
-        with executor.batch():
-            sent = [executor.submit(Errand(command(job))) for job in missing]
+        new = [job for job in missing if job not in sent and job not in occupied]
+        while new or occupied or not all(job.done() for job in sent.values()):
+            if new:
+                with executor.batch():
+                    batch = [executor.submit(Errand(command(job))) for job in new]
+                sent |= dict(zip(new, batch, strict=True))
+                known |= {job.folder.name: one.job_id for job, one in zip(new, batch, strict=True)}
+                replace(record, json.dumps(known, indent=2) + "\n")
+                words = f"{len(new)} runs were sent to {executor.cluster}; their words are in '{out / 'logs'}'"
+                console.print(words, highlight=False)
+            if asked.stop:
+                raise StoppedError("no longer waiting for the runs that were sent, which go on; the same command waits")
+            time.sleep(PAUSE * 10)
+            new = [job for job in occupied if not held(job) and not job.done]
+            occupied = [job for job in occupied if held(job)]
     except (TypeError, NameError, ValueError, RuntimeError) as problem:
         raise RecipeError(f"--launcher submitit: {problem}") from problem
-    console.print(
-        f"{len(sent)} runs were sent to {executor.cluster}; their words are in '{out / 'logs'}'", highlight=False
-    )
-    while not all(job.done() for job in sent):
-        if asked.stop:
-            raise StoppedError("no longer waiting for the runs that were sent; the same command goes on")
-        time.sleep(PAUSE * 10)
-    problems = [(job, one.exception()) for job, one in zip(missing, sent, strict=True)]
-    return [_failed(job, str(problem).strip().splitlines()[-1]) for job, problem in problems if problem is not None]
+    problems = [(job, one.exception()) for job, one in sent.items() if not job.done]
+    return [_failed(job, _reason(problem)) for job, problem in problems]
+
+
+def _reason(problem: BaseException | None) -> str:
+    """The sentence in what submitit tells of a failed run: the error, before paths and frames."""
+    lines = [line.strip() for line in str(problem or "").splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or ["it ended without a word"])[-1].removeprefix("maskzoo.errors.MaskZooError: ")

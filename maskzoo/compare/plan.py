@@ -101,6 +101,7 @@ def plan(
         raise RecipeError(f"--baseline: no cell is called '{first}'; {nearest(first, recipes)}")
     folders = _folders(list(recipes))
     rows = {name: _row(name, plain, registry) for name, plain in recipes.items()}
+    _refuse_twins(recipes)
     if equal != "epochs":
         speeds: dict[str, float] = {}
         if equal == "time" and speed_of is not None:
@@ -112,9 +113,8 @@ def plan(
         jobs.append(Job(name, seed, out / "recipes" / f"{where}.toml", out / "runs" / where))
         plains.append(deepcopy(recipes[name]))
         put(plains[-1], "train.seed", seed)
-    if keep:
-        for job, plain in zip(jobs, plains, strict=True):
-            _refuse_another(job, plain)
+    for job, plain in zip(jobs, plains, strict=True):
+        _refuse_another(job, plain)
     made = Plan(out, list(rows.values()), jobs, first, equal)
     return _kept(made, plains) if keep else made
 
@@ -143,6 +143,8 @@ def cells(base: Mapping[str, Any], maskers: str | None, vary: Sequence[str]) -> 
         key, equals, values = text.partition("=")
         if not equals or not values.strip():
             raise RecipeError(f"--vary: expected KEY=VALUE,VALUE,..., got '{text}'")
+        if key.strip() == "train.seed":
+            raise RecipeError("--vary: every cell has all seeds; say which with --seeds, e.g. --seeds 0,7")
         sets.append([(key.strip(), value) for value in _values(values)])
     own = named(base.get("masking", {}).get("strategy", "random"))
     made: dict[str, dict[str, Any]] = {}
@@ -242,6 +244,16 @@ def _budgeted(row: Row, first: Row, plain: dict[str, Any], equal: str, speeds: M
     steps = max(1, round(first.images * share / batch))
     put(plain, "train.steps", steps)
     return attrs.evolve(row, steps=steps, images=steps * batch)
+
+
+def _refuse_twins(recipes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise RecipeError where two cells are one recipe, whose difference would be nothing in every pair."""
+    seen: dict[str, str] = {}
+    for name, plain in recipes.items():
+        written = repr(sorted(shown(plain_of(Recipe.from_plain(plain))).items()))
+        if written in seen:
+            raise RecipeError(f"--maskers: '{name}' is the same recipe as '{seen[written]}'")
+        seen[written] = name
 
 
 def _refuse_another(job: Job, plain: Mapping[str, Any]) -> None:

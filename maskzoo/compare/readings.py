@@ -105,6 +105,15 @@ def read_run(path: Path) -> Reading:
         raise DataError(f"'{path}' is no run: it has no recipe.toml") from None
     except (OSError, ValueError) as problem:
         raise DataError(f"'{path}/recipe.toml' cannot be read: {problem}") from None
+    try:
+        run = _run(path, recipe)
+        _ = run.seed, run.masker, run.images, run.data  # whatever is asked of it later
+    except (AttributeError, TypeError, ValueError, KeyError) as problem:  # files of the right format, and another form
+        raise DataError(f"'{path}' cannot be read as a run: {type(problem).__name__}: {problem}") from None
+    return run
+
+
+def _run(path: Path, recipe: dict[str, Any]) -> Reading:
     evaluation = _json(path / "evaluation.json")
     lines = list(_lines(path / "metrics.jsonl"))
     keys = shown(recipe)
@@ -121,7 +130,7 @@ def read_run(path: Path) -> Reading:
         path=path,
         recipe=recipe,
         keys=keys,
-        environment=_json(path / "environment.json"),
+        environment=_environment(path / "environment.json"),
         finished=isinstance(after, dict),
         progress=float(lines[-1].get("progress") or 0.0) if lines else 0.0,
         steps=steps,
@@ -228,6 +237,17 @@ def gone(reading: Reading) -> list[str]:
         if now != then:
             clauses.append(f"the plugin distribution '{distribution}' was {then} then and is {now} now")
     return clauses
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    """What a run stood on; what has not the form that we write is as if it were not there."""
+    held = _json(path)
+    versions, plugins = held.get("versions"), held.get("plugins")
+    return {
+        **held,
+        "versions": versions if isinstance(versions, dict) else {},
+        "plugins": plugins if isinstance(plugins, list) else [],
+    }
 
 
 def _json(path: Path) -> dict[str, Any]:

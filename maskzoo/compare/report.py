@@ -107,8 +107,11 @@ def report_on(out: Path, runs: Sequence[Path], baseline: str | None, console: Co
 
 def refuse_foreign(out: Path) -> None:
     """Raise RecipeError where a folder holds something, but no comparison."""
-    ours = ("plan.json", "report.html", "probes", "lock")
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or any((out / name).exists() for name in ours))):
+    if not out.exists():
+        return
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {"no folder"}
+    a_run = {"recipe.toml", "metrics.jsonl"} & names
+    if a_run or not (names <= {"lock", "probes"} or {"plan.json", "report.html"} & names):
         raise RecipeError(f"--out: '{out}' holds something else already; choose another folder")
 
 
@@ -151,18 +154,24 @@ def folder_name(name: str) -> str:
 def _keep_sources(folder: Path, comparison: Comparison) -> None:
     """A copy of what each run was made of: recipe, seed, versions and the distributions of its plugins."""
     taken: set[str] = set()
-    shutil.rmtree(folder, ignore_errors=True)
+    beside = folder.with_name(folder.name + ".part")  # the runs may be those that are kept there already
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
     for cell in comparison.cells:
         for seed, run in sorted(cell.runs.items()):
+            if cell.name == UNTRAINED:
+                continue
             behind = f"-s{seed}" if cell.trained else ""
             name, number = f"{folder_name(cell.name)}{behind}", 2
             while name.lower() in taken:
                 name, number = f"{folder_name(cell.name)}-{number}{behind}", number + 1
             taken.add(name.lower())
-            (folder / name).mkdir(parents=True)
+            (beside / name).mkdir()
             for file in KEPT:
                 if (run.path / file).is_file():
-                    shutil.copyfile(run.path / file, folder / name / file)
+                    shutil.copyfile(run.path / file, beside / name / file)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.replace(folder)
 
 
 def page(comparison: Comparison, drawn: Mapping[str, str]) -> str:
@@ -310,6 +319,7 @@ def _origins(comparison: Comparison) -> list[str]:
         f'<td class="text keys"><code>{html.escape(os.fspath(run.path))}</code></td>'
         f'<td class="text keys">{html.escape(_made_by(run))}</td></tr>'
         for cell in comparison.cells
+        if cell.name != UNTRAINED
         for seed, run in sorted(cell.runs.items())
     )
     return [

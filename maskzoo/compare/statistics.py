@@ -99,12 +99,3 @@ def best(cells: Mapping[str, Mapping[int, float]], *, lower: bool = False) -> st
             if not (test.supported and lead > 0):
                 return None
     return first
-
-
-def verdict(difference: Difference) -> str:
-    """What the test says, in words."""
-    if difference.pairs < 2:
-        return "not enough seeds to tell"
-    if difference.p is None:
-        return "the same in every pair"
-    return "differs" if difference.supported else "no difference shown"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import attrs
@@ -30,7 +31,7 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "±": r"$\pm$",
     NONE: "--",
 }
@@ -269,7 +270,7 @@ def how_to_read(comparison: Comparison) -> list[str]:
     if count > 1:
         sentences.append(
             f"Differences are to '{comparison.baseline}', seed by seed; p is that of a paired t-test after Holm's "
-            f"correction over {'the one other cell' if count == 2 else f'the {count - 1} other cells'}."
+            f"correction over {'the one other cell' if count == 2 else 'all other cells that could be tested'}."
         )
         sentences.append(
             "Bold is what a paired test supports as better than every other cell (Holm's correction over all pairs, "
@@ -293,7 +294,13 @@ def _not_trained(comparison: Comparison) -> list[str]:
 
 def escaped(text: str) -> str:
     """Text as LaTeX sets it, special signs and all."""
-    return "".join(LATEX.get(sign, sign) for sign in text)
+    return "".join(LATEX.get(sign) or (sign if sign.isascii() else _ascii(sign)) for sign in text)
+
+
+def _ascii(sign: str) -> str:
+    """A sign as pdfLaTeX takes it without any package: its letter without accents, or its number."""
+    plain = unicodedata.normalize("NFD", sign).encode("ascii", "ignore").decode()
+    return "".join(LATEX.get(letter, letter) for letter in plain) or f"U+{ord(sign):04X}"
 
 
 def quoted(text: str) -> str:
@@ -349,7 +356,8 @@ def _chance(test: Difference | None) -> Entry:
     if test.pairs < 2:
         return Entry("not enough seeds to tell")
     if test.adjusted is None:
-        return Entry("same in every pair", note="no spread to test against")
+        gap = "result" if test.summary is None or test.summary.mean == 0 else "difference"
+        return Entry(f"the same {gap} in every pair", note="no spread to test against")
     return Entry("< 0.001" if test.adjusted < 0.001 else f"{test.adjusted:.3f}")
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from maskzoo.compare.launch import speed_of, train_missing
-from maskzoo.compare.plan import plan, planned, table
+from maskzoo.compare.launch import locked, speed_of, train_missing
+from maskzoo.compare.plan import Plan, plan, planned, table
 from maskzoo.compare.report import refuse_foreign, report, tell
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.recipe import parse
@@ -39,13 +39,18 @@ def compare_all(
     Raises RecipeError for a plan that cannot be, and StoppedError when a signal ended it.
     """
     settings = _settings(launch, launcher)
+    if launcher == "submitit" and (jobs > 1 or devices):
+        raise RecipeError(
+            "--launcher submitit: how many run at once, and where, is SLURM's; leave --jobs and --devices"
+        )
     if equal == "time" and launcher == "submitit":
         raise RecipeError("--equal time: speeds are measured on this machine, not where submitit sends the runs")
     refuse_foreign(out)
-    if base is None:
-        made = planned(out)
-    else:
-        made = plan(
+
+    def planned_now() -> Plan:
+        if base is None:
+            return planned(out)
+        return plan(
             out,
             base,
             registry,
@@ -57,20 +62,24 @@ def compare_all(
             speed_of=None if dry_run else lambda name, plain: speed_of(out, registry, console, name, plain),
             keep=not dry_run,
         )
-    console.print(table(made))
+
     if dry_run:
+        made = planned_now()
+        console.print(table(made))
         if any(row.steps is None for row in made.rows) and equal == "time":
             console.print("the steps of the others are known when their speed has been measured")
         return
     names = [name.strip() for name in devices.split(",") if name.strip()]
-    failures = train_missing(made, registry, console, jobs=jobs, devices=names, launcher=launcher, settings=settings)
-    if not any(job.done for job in made.jobs):
-        raise MaskZooError("\n".join(failures) or f"none of the runs in '{out}' has finished")
-    tell(
-        report(out, made.paths, made.baseline, equal=made.equal, flops=made.flops, remarks=failures),
-        out,
-        console,
-    )
+    with locked(out):  # from the plan on: two plans in one folder would make cells of two recipes
+        made = planned_now()
+        console.print(table(made))
+        failures = train_missing(
+            made, registry, console, jobs=jobs, devices=names, launcher=launcher, settings=settings
+        )
+        if not any(job.done for job in made.jobs):
+            raise MaskZooError("\n".join(failures) or f"none of the runs in '{out}' has finished")
+        comparison = report(out, made.paths, made.baseline, equal=made.equal, flops=made.flops, remarks=failures)
+    tell(comparison, out, console)
     if failures:
         raise MaskZooError(f"{len(failures)} of {len(made.jobs)} runs failed; '{out}' reports on the others")
 
