@@ -24,10 +24,11 @@ from rich.console import Console
 from scipy import stats
 
 from maskzoo.compare.cells import gather, lower_is_better, signed, unit
+from maskzoo.compare.latex import escaped, latex, quoted
 from maskzoo.compare.readings import POINTS, read_run
 from maskzoo.compare.report import folder_name, refuse_foreign, report, report_on
 from maskzoo.compare.statistics import best, corrected, holm, paired, summarise
-from maskzoo.compare.tables import escaped, latex, markdown, quoted, results_csv, statistics_csv
+from maskzoo.compare.tables import markdown, results_csv, statistics_csv
 from maskzoo.errors import DataError, RecipeError
 
 PIXEL = base64.b64decode(

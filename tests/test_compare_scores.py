@@ -13,9 +13,10 @@ from rich.console import Console
 from test_compare import make_run, make_runs
 
 from maskzoo.compare.cells import gather
+from maskzoo.compare.latex import latex
 from maskzoo.compare.readings import read, read_run
 from maskzoo.compare.report import report
-from maskzoo.compare.tables import NONE, latex, markdown, results_csv
+from maskzoo.compare.tables import NONE, markdown, results_csv
 from maskzoo.errors import RecipeError
 from maskzoo.evaluate import Wishes, evaluate_backbone, evaluate_run
 from maskzoo.recipe import Recipe

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskzoo.compare.cells import UNTRAINED, Comparison, gather, plain_value
+from maskzoo.compare.latex import latex
 from maskzoo.compare.readings import Reading
 from maskzoo.compare.scores import data_name
 from maskzoo.compare.tables import (
@@ -23,7 +24,6 @@ from maskzoo.compare.tables import (
     Entry,
     columns,
     how_to_read,
-    latex,
     markdown,
     results_csv,
     stacked,
