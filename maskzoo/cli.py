@@ -225,7 +225,7 @@ def evaluate(
 @click.option("--masker", metavar="NAME", help="Masking strategy; by default random, or the run's.")
 @click.option("--schedule", metavar="NAME", help="Curriculum of the masker, e.g. adversary or linear:0:-0.5.")
 @click.option("--ratio", metavar="SHARE", help="Share of hidden patches: a number, or e.g. linear:0.5:0.75.")
-@click.option("--moments", type=int, default=5, metavar="N", help="Moments from the first step to the last, at most 20.")
+@click.option("--moments", type=int, default=5, metavar="N", help="Moments from first step to last, at most 20.")
 @click.option("--run", type=click.Path(path_type=Path), metavar="RUN", help="A run, through whose model to look.")
 @click.option("--backbone", metavar="NAME", help="Without a run: a timm model, or a registered backbone.")
 @click.option("--pretrained", is_flag=True, help="With timm's weights for --backbone, downloaded.")

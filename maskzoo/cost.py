@@ -18,11 +18,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from maskzoo.backbones.adapter import pair
 from maskzoo.build import check_needs, check_ratio, choose_curriculum, choose_ratio, make_backbone, points, schedules_in
+from maskzoo.data.batches import steps_in_epoch
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.protocols import MaskingContext, Sample, Strategy
 from maskzoo.recipe import MaskingRecipe, Recipe, Use, make
-from maskzoo.registry import Registry
+from maskzoo.registry import Kind, Registry
 from maskzoo.teacher import Teacher
 from maskzoo.train import LearnerStep, ModelStep, alternate_learners
 
@@ -57,7 +59,7 @@ class Shape:
     channels: int = 3
     class_count: int = 0  # 0: no labels
     images: int = 0  # to learn from; 0: unknown
-    name = "none"
+    name: str = "none"
     flip = False
 
     @property
@@ -90,35 +92,72 @@ class Shape:
 
 
 DOWNLOADED = {  # data sets that would be fetched when they are opened, and are the same everywhere
-    "cifar10": Shape((32, 32), 3, 10, 50_000),
-    "fashion-mnist": Shape((28, 28), 1, 10, 60_000),
+    "cifar10": Shape((32, 32), 3, 10, 50_000, "cifar10"),
+    "fashion-mnist": Shape((28, 28), 1, 10, 60_000, "fashion-mnist"),
 }
+
+
+@attrs.frozen
+class _Unopened:
+    """A registry whose data sets check their options, as every class of attrs does, and open nothing."""
+
+    registry: Registry
+
+    def find(self, kind: Kind, name: str) -> type:
+        """A class like the one of that name."""
+        cls = self.registry.find(kind, name)
+        if not attrs.has(cls):
+            return type(cls.__name__, (), {"name": name})
+        return type(cls.__name__, (cls,), {"__attrs_post_init__": lambda _: None})
+
+    def classes(self, kind: Kind) -> dict[str, type]:
+        """All classes of a kind."""
+        return self.registry.classes(kind)
 
 
 def shape_of(recipe: Recipe, registry: Registry) -> Any:
     """The data set of a recipe, or its sizes alone where opening it would fetch it, or where it is not here.
 
     Of a data set that is neither known nor here the sizes are those that the recipe names, else 3 channels of 224
-    pixels a side, and the number of its images is unknown (0).
+    pixels a side, and the number of its images is unknown (0). Raises RecipeError or DataError for options that it
+    does not take, and for a batch of more images than there are.
     """
-    use = recipe.data
-    table: dict[str, Any] = {"use": use} if isinstance(use, str) else dict(use) if isinstance(use, Mapping) else {}
-    name = str(table.get("use"))
-    if name in DOWNLOADED:
-        return DOWNLOADED[name]
-    if name != "timm":  # which may fetch gigabytes
+    options: Any = make(_Unopened(registry), "dataset", recipe.data, "recipe.data")  # type: ignore[arg-type]
+    shape: Any = DOWNLOADED.get(options.name)
+    if shape is None and options.name != "timm":  # which may fetch gigabytes
         try:
-            return make(registry, "dataset", use, "recipe.data")
-        except RecipeError:
-            root = table.get("root")
+            shape = make(registry, "dataset", recipe.data, "recipe.data")
+        except MaskZooError:
+            root = getattr(options, "root", None)
             if not isinstance(root, str) or Path(root).expanduser().exists():
                 raise
-    size = table.get("size", USUAL_SIZE)
+    if shape is None:
+        shape = _unseen(recipe, options, registry)
+    if len(shape.train) or not isinstance(shape, Shape):
+        steps_in_epoch(shape, recipe.train.batch_size)  # which refuses less than one
+    return shape
+
+
+def _unseen(recipe: Recipe, options: Any, registry: Registry) -> Shape:
+    """What the recipe says of data that are not here; they have labels if anybody needs them."""
+    objective: Any = make(registry, "objective", recipe.objective, "recipe.objective")
+    strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
+    count = 0
+    if "labels" in objective.needs | strategy.needs and getattr(options, "labels", True):
+        told = getattr(objective, "classes", 1)  # of those who have no such option, none counts them
+        count = getattr(options, "class_count", None) or told
+        if not count:
+            raise RecipeError("recipe.objective.classes: give objective.classes, since the data are not here")
+    told_size = getattr(options, "size", None)
+    size = USUAL_SIZE if told_size is None else pair(told_size)
+    if min(size) < 1:
+        raise RecipeError(f"recipe.data.size: must be at least 1 pixel, got {size[0]} x {size[1]}")
     return Shape(
-        size=(size, size) if isinstance(size, int) else (size[0], size[1]),
-        channels=table.get("channels", 3),
-        class_count=table.get("class_count", 0),
-        images=table.get("train_images") or 0,
+        size=size,
+        channels=getattr(options, "channels", 3),
+        class_count=count,
+        images=getattr(options, "train_images", None) or 0,
+        name=options.name,
     )
 
 

@@ -35,30 +35,51 @@ def export(trained: Trained, to: str, folder: Path) -> list[str]:
     Nothing that exists is overwritten. What is written for timm is opened again and compared with the run's own
     features before it gets its name. Raises RecipeError, or MaskZooError where it cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RecipeError(f"'{folder}' exists already, and nothing is overwritten; choose another folder")
-    beside = folder.with_name(folder.name + ".part")
-    if beside.exists():
-        raise RecipeError(f"'{beside}' is left of an export that was broken off; remove it")
-    statistics, word = statistics_of(trained)
+    try:
+        place = folder.resolve()  # "." has no name to put another beside
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise RecipeError(f"'{folder}' exists already, and nothing is overwritten; choose another folder")
+        beside = place.with_name(place.name + ".part")
+        if beside.exists():
+            raise RecipeError(f"'{beside}' is left of an export that was broken off; remove it")
+    except (OSError, RuntimeError) as problem:  # such as a name that is too long; RuntimeError: links in a circle
+        raise unwritable(folder, problem) from problem
+    statistics = statistics_of(trained)
     try:
         beside.mkdir(parents=True)
         said = (to_timm if to == "timm" else to_safetensors)(trained, beside, folder, statistics)
-        beside.replace(folder)
+        arrive(beside, place)
     except OSError as problem:
-        raise MaskZooError(f"'{folder}' cannot be written: {problem}") from problem
+        raise unwritable(folder, problem) from problem
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return [*said, *word]
+    if not statistics:
+        instead = "; timm will use ImageNet's mean and deviation" if to == "timm" else ""
+        said.append(f"mean and std are left out, since the data of the run cannot be opened{instead}")
+    return said
 
 
-def statistics_of(trained: Trained) -> tuple[dict[str, list[float]], list[str]]:
-    """Mean and deviation of the channels of the run's data, or nothing and a sentence where the data are gone."""
+def unwritable(folder: Path, problem: Exception) -> MaskZooError:
+    """What to say where a folder cannot be written."""
+    return MaskZooError(f"'{folder}' cannot be written: {problem}")
+
+
+def arrive(beside: Path, place: Path) -> None:
+    """Give a finished folder its name; an empty one that has it stays, for somebody may be standing in it."""
+    if not place.exists():
+        beside.replace(place)
+        return
+    for file in beside.iterdir():
+        file.replace(place / file.name)
+
+
+def statistics_of(trained: Trained) -> dict[str, list[float]]:
+    """Mean and deviation of the channels of the run's data, or nothing where the data are gone."""
     try:
         dataset = trained.dataset()
     except MaskZooError:
-        return {}, ["mean and std are left out, since the data of the run cannot be opened"]
-    return {"mean": [float(value) for value in dataset.mean], "std": [float(value) for value in dataset.std]}, []
+        return {}
+    return {"mean": [float(value) for value in dataset.mean], "std": [float(value) for value in dataset.std]}
 
 
 # ---------------------------------------------------------------------------------------------------------------- timm
@@ -109,7 +130,7 @@ def with_classifier(trained: Trained, images: Tensor) -> tuple[Any, list[str]]:
             with torch.no_grad():
                 if close(model(images).float(), expected):
                     return model, [f"the classifier is in it, behind timm's pooling '{pooling}'"]
-    for options in ({}, {"global_pool": "token"}):  # the latter for a BEiT whose norm was put before pooling
+    for options in headless():
         model = rebuilt(backbone, options)
         with torch.no_grad():
             if model is not None and close(features(model, images, backbone.prefix), latent):
@@ -126,6 +147,13 @@ def headed(pooling: str, classes: int) -> Iterator[dict[str, Any]]:
     for norm in ({"fc_norm": False}, {"use_fc_norm": False}, {}):
         for pool in ({"global_pool": pooling}, {}):
             yield {"num_classes": classes, **norm, **pool}
+
+
+def headless() -> Iterator[dict[str, Any]]:
+    """Options of timm under which our latent is its features, and a classifier that is put on top gets one vector."""
+    yield from headed("avg", 0)
+    yield {}
+    yield {"global_pool": "token"}  # a BEiT whose norm was put before pooling
 
 
 def rebuilt(backbone: Any, options: Mapping[str, Any]) -> Any | None:

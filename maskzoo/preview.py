@@ -5,38 +5,46 @@ Shapes: B images, M moments, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
-import matplotlib
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
-from rich.text import Text
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from maskzoo.build import check_needs, check_ratio, choose_curriculum, choose_ratio, make_backbone, refuse_meaningless
 from maskzoo.cost import Shape
 from maskzoo.data.batches import prepare
-from maskzoo.data.folder import MODES, STATISTICS, read_image
-from maskzoo.errors import MaskZooError, RecipeError
-from maskzoo.pictures import INK, coloured, covered, signed
+from maskzoo.data.folder import MODES, STATISTICS, opened, pixels_of
+from maskzoo.errors import DataError, MaskZooError, RecipeError
+from maskzoo.pictures import coloured, covered, signed
 from maskzoo.protocols import CurriculumSchedule, MaskingContext
 from maskzoo.recipe import MaskingRecipe, Use, make
 from maskzoo.registry import Registry
+from maskzoo.sheet import OWNER, Column, draw, half_blocks
 from maskzoo.trained import open_run
 
 STEPS = 1000  # of the run that is imagined
-OWNER = "MaskZoo preview"  # what a picture says of itself, so that it may be drawn anew in its place
 TINY = {  # a model that is never asked, for maskers that look at none: 14 x 14 patches of 16 pixels
     "timm": "vit_tiny_patch16_224",
     "options": {"embed_dim": 8, "depth": 1, "num_heads": 1},
 }
-LEAST_CELLS, MOST_CELLS = 8, 32  # characters across an image in a terminal
+MOST_MOMENTS, MOST_FILES = 20, 100  # of a picture that somebody could look at
+NAMES_HERE = {  # keys of a recipe
+    r"recipe\.backbone\.pretrained": "--pretrained",
+    r"recipe\.backbone[.\w]*": "--backbone",
+    r"recipe\.masking\.strategy": "--masker",
+    r"recipe\.masking\.curriculum": "--schedule",
+    r"recipe\.masking\.ratio": "--ratio",
+}
 
 
 @attrs.frozen
@@ -64,6 +72,7 @@ class Players:
     mean: Sequence[float]
     std: Sequence[float]
     note: str  # whose eyes those are
+    step: int | None = None  # at which the run left what it had learnt
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,38 +81,28 @@ class Players:
         return grid[0] * patch[0], grid[1] * patch[1]
 
 
-@attrs.frozen(eq=False)
-class Column:
-    """What is seen of the images at one moment of the curriculum."""
-
-    caption: str
-    seen: Tensor  # [B, 3, H, W] in [0, 1]
-
-
 def preview(
     files: Sequence[Path], wish: Wish, out: Path, registry: Registry, console: Console, *, terminal: bool = True
 ) -> None:
     """Draw what is hidden of the image files at several moments: into the PNG `out`, and on a true-colour terminal.
 
-    Raises RecipeError for what cannot be shown, DataError for an image that cannot be read. An `out` that is no
-    preview is not overwritten.
+    Raises RecipeError for what cannot be shown, DataError for an image that cannot be read, and MaskZooError where the
+    picture cannot be written. An `out` that is no preview is not overwritten.
     """
-    if wish.moments < 1:
-        raise RecipeError(f"--moments: must be at least 1, got {wish.moments}")
-    if out.exists() and not _is_ours(out):
-        raise RecipeError(f"--out: '{out}' exists, and is no preview; choose another name")
+    _refuse_too_much(files, wish)
+    _refuse_to_overwrite(out)
     players = players_of(wish, registry)
-    channels = players.objective.backbone.channels
-    if channels not in MODES:
-        raise RecipeError(f"--run: its images have {channels} channels, and files are read with {list(MODES)}")
-    whole = [read_image(str(file), channels) for file in files]
+    backbone = players.objective.backbone
+    if backbone.channels not in MODES:
+        raise RecipeError(f"--run: its images have {backbone.channels} channels, and files are read with {list(MODES)}")
+    whole = [read(file, backbone.channels) for file in files]
     images = torch.stack([prepare(image, players.size, players.mean, players.std) for image in whole])
-    columns = [Column("image", shown(images, players)), *look(images, players, wish)]
-    title = _title(players)
-    names = [file.name for file in files]
-    draw(columns, names, out, title=title, note=players.note)
+    title, names = _title(players), _names(files)
+    with _beside(out) as part:
+        columns = [Column("image", shown(images, players)), *look(images, players, wish)]
+        draw(columns, names, part, title=title, note=players.note)
     if terminal and console.is_terminal and console.color_system == "truecolor":
-        for line in half_blocks(columns, names, console.width):
+        for line in half_blocks(columns, names, console.width, backbone.grid):
             console.print(line, no_wrap=True, overflow="crop")
     console.print(
         f"{title}: {out}" + (f" ({players.note})" if players.note else ""),
@@ -113,8 +112,90 @@ def preview(
     )
 
 
+def _refuse_too_much(files: Sequence[Path], wish: Wish) -> None:
+    if not 1 <= wish.moments <= MOST_MOMENTS:
+        raise RecipeError(f"--moments: must be between 1 and {MOST_MOMENTS}, got {wish.moments}")
+    if len(files) > MOST_FILES:
+        raise RecipeError(f"IMAGE: {len(files)} files are too many for one picture; name at most {MOST_FILES}")
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+def read(file: Path, channels: int) -> Tensor:
+    """The image in a file as uint8 [C, H, W], turned as its EXIF data say; DataError where it cannot be had."""
+    try:
+        with opened(str(file)) as image:
+            return pixels_of(_upright(image), channels, f"'{file}'")
+    except DataError as problem:
+        cause = problem.__cause__
+        if isinstance(cause, FileNotFoundError | NotADirectoryError):
+            raise DataError(f"IMAGE: there is no '{file}'") from problem
+        if os.path.isdir(file):
+            raise DataError(f"IMAGE: '{file}' is a folder; name image files") from problem
+        if isinstance(cause, Image.DecompressionBombError):
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise DataError(f"IMAGE: '{file}' is larger than {most:,} pixels; shrink it") from problem
+        if isinstance(cause, OSError) and cause.strerror:
+            raise DataError(f"IMAGE: '{file}' cannot be opened ({cause.strerror})") from problem
+        raise
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as a camera wants it seen, or as it is stored where what the camera says cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises nearly everything
+        return image
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """What to call the files: by their names, with their folders where several have one name."""
+    count = Counter(file.name for file in files)
+    return [file.name if count[file.name] == 1 else str(file) for file in files]
+
+
+def _refuse_to_overwrite(out: Path) -> None:
+    try:
+        there = out.exists()
+    except OSError as problem:  # such as a name that is too long
+        raise _unwritable(out, problem) from problem
+    if there and not _is_ours(out):
+        raise RecipeError(f"--out: '{out}' exists, and is no preview; choose another name")
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A new file beside `out`, which takes its place in the end; MaskZooError where it cannot be written."""
+    part = out.parent / f".preview-{uuid.uuid4().hex}.part"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.touch(exist_ok=False)  # what cannot be written is said before hours of looking
+        yield part
+        part.replace(out)
+    except OSError as problem:
+        raise _unwritable(out, problem) from problem
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _unwritable(out: Path, problem: OSError) -> MaskZooError:
+    return MaskZooError(f"--out: '{out}' cannot be written: {problem.strerror or problem}")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a picture that this command drew."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == OWNER
+    except Exception:  # whatever it is, it is none
+        return False
+
+
+# ------------------------------------------------------------------------------------------------------------- players
 def players_of(wish: Wish, registry: Registry) -> Players:
     """The masker that was asked for, and a model for it to look through. RecipeError where it needs a run."""
+    if wish.pretrained and wish.backbone is None:
+        raise RecipeError("--pretrained: say with --backbone NAME which model's weights; a run has its own")
     if wish.run is not None:
         return _of_run(wish, wish.run, registry)
     strategy: Any = make(registry, "strategy", "random" if wish.masker is None else wish.masker, "--masker")
@@ -126,17 +207,16 @@ def players_of(wish: Wish, registry: Registry) -> Players:
     if wish.backbone is None and not blind:
         raise RecipeError(
             f"--masker: '{strategy.name}' looks through a model's eyes; say which with --run RUN, or with "
-            "--backbone NAME, a timm model"
+            "--backbone NAME, a timm model or a registered backbone"
         )
-    table = TINY if wish.backbone is None else {"timm": wish.backbone, "pretrained": wish.pretrained}
-    mean, std = STATISTICS[3]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _named_as_here():
         torch.default_generator.manual_seed(wish.seed)
-        backbone: Any = make_backbone(table, Shape(), registry)  # type: ignore[arg-type]  # a data set's sizes
+        sizes: Any = Shape()  # of a data set
+        backbone: Any = make_backbone(_backbone_of(wish, registry), sizes, registry)
         objective: Any = make(registry, "objective", {"use": "reconstruct", "decoder_dim": 32, "decoder_depth": 1}, "")
         objective.setup(backbone)
         strategy.setup(objective)
-    check_needs(strategy, objective, Shape())  # type: ignore[arg-type]
+        check_needs(strategy, objective, sizes)
     if wish.backbone is None:
         note = ""
     else:
@@ -144,7 +224,35 @@ def players_of(wish: Wish, registry: Registry) -> Players:
             ", pretrained" if wish.pretrained else ": its weights are random"
         )
     masking = MaskingRecipe(ratio=0.75 if wish.ratio is None else wish.ratio, curriculum=wish.schedule)
-    return _with_dials(objective, strategy, masking, registry, (mean, std), "" if blind else note, wish)
+    statistics = _statistics(backbone, pretrained=wish.pretrained)
+    return _with_dials(objective, strategy, masking, registry, statistics, "" if blind else note, wish)
+
+
+def _backbone_of(wish: Wish, registry: Registry) -> Use:
+    """The backbone that was asked for, by its name here or in timm."""
+    if wish.backbone is None:
+        return TINY
+    named = {"use" if wish.backbone in registry.classes("backbone") else "timm": wish.backbone}
+    return {**named, **({"pretrained": True} if wish.pretrained else {})}
+
+
+def _statistics(backbone: Any, *, pretrained: bool) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation by which a model's images are normalised: ImageNet's, or what timm's weights are used to."""
+    config = backbone.model.pretrained_cfg if pretrained and hasattr(backbone, "model") else {}
+    mean, std = STATISTICS[3]
+    return tuple(config.get("mean", mean)), tuple(config.get("std", std))
+
+
+@contextmanager
+def _named_as_here() -> Iterator[None]:
+    """Name what is wrong as this command names it, and not as a recipe does."""
+    try:
+        yield
+    except MaskZooError as problem:
+        words = str(problem)
+        for key, option in NAMES_HERE.items():
+            words = re.sub(key, option, words)
+        raise RecipeError(words) from problem
 
 
 def _of_run(wish: Wish, run: Path, registry: Registry) -> Players:
@@ -179,8 +287,10 @@ def _of_run(wish: Wish, run: Path, registry: Registry) -> Players:
     except MaskZooError:
         dataset = Shape(trained.image_size, channels)
         note += "; its data are gone, so images are normalised by what is usual"
-    check_needs(strategy, trained.objective, dataset)
-    return _with_dials(trained.objective, strategy, masking, registry, statistics, note, wish)
+    with _named_as_here():
+        check_needs(strategy, trained.objective, dataset)
+    players = _with_dials(trained.objective, strategy, masking, registry, statistics, note, wish)
+    return attrs.evolve(players, step=trained.step)
 
 
 def _with_dials(
@@ -197,14 +307,9 @@ def _with_dials(
     for schedule in (curriculum, ratio):
         schedule.setup(1, STEPS)
     moments = moments_of(wish)
-    try:
+    with _named_as_here():
         refuse_meaningless(curriculum, strategy, moments)
         check_ratio(ratio, strategy, objective, moments)
-    except MaskZooError as problem:  # named as this command names it
-        words = (
-            str(problem).replace("recipe.masking.curriculum", "--schedule").replace("recipe.masking.ratio", "--ratio")
-        )
-        raise RecipeError(words) from problem
     return Players(objective.eval(), strategy.eval(), curriculum, ratio, *statistics, note=note)
 
 
@@ -215,28 +320,55 @@ def moments_of(wish: Wish) -> list[float]:
     return [number / (wish.moments - 1) for number in range(wish.moments)]
 
 
+# ------------------------------------------------------------------------------------------------------------- looking
 @torch.no_grad()
 def look(images: Tensor, players: Players, wish: Wish) -> list[Column]:
-    """What is seen of the images [B, C, H, W] at each moment; each draws anew, as each step of a run does."""
+    """What is seen of the images [B, C, H, W] at each moment; each draws anew, as each step of a run does.
+
+    Where no moment differs from another there is one column: of a learner, say, whose weights are the run's all along.
+    """
     backbone, whole = players.objective.backbone, shown(images, players)
-    columns = []
+    obeys = _obeys_factor(images, players, wish)
+    moments = []
     for number, progress in enumerate(moments_of(wish)):
-        context = MaskingContext.of(
-            players.objective,
-            images,
-            players.ratio(progress),
-            factor=players.curriculum(progress),
-            progress=progress,
-            seed=wish.seed,
-        )
-        context = attrs.evolve(context, step=number, least_hidden=1, least_shown=1).counted_by(players.strategy)
-        mask = players.strategy.mask(context)
+        context = _context(images, players, wish, number, progress)
         dials = f"ratio {context.count / context.patches:.2f}"
-        if players.strategy.default_curriculum is not None:
+        if obeys:
             dials = f"factor {signed(context.factor)}\n{dials}"
-        seen = covered(whole, mask, backbone.grid, backbone.patch_size)
-        columns.append(Column(f"{progress:.0%} of training\n{dials}", seen))
-    return columns
+        moments.append((f"{progress:.0%} of training", dials, players.strategy.mask(context)))
+    _, dials, first = moments[0]
+    still = all(other == dials and torch.equal(mask.hidden, first.hidden) for _, other, mask in moments)
+    if still and players.strategy.learners():
+        moments = [(f"as learnt\nstep {players.step}", dials, first)]
+    elif still and len(moments) > 1:
+        moments = [("at every moment", dials, first)]
+    return [
+        Column(f"{when}\n{dials}", covered(whole, mask, backbone.grid, backbone.patch_size))
+        for when, dials, mask in moments
+    ]
+
+
+def _context(images: Tensor, players: Players, wish: Wish, number: int, progress: float) -> MaskingContext:
+    """What the masker may see at that moment."""
+    context = MaskingContext.of(
+        players.objective,
+        images,
+        players.ratio(progress),
+        factor=players.curriculum(progress),
+        progress=progress,
+        seed=wish.seed,
+    )
+    return attrs.evolve(context, step=number, least_hidden=1, least_shown=1).counted_by(players.strategy)
+
+
+def _obeys_factor(images: Tensor, players: Players, wish: Wish) -> bool:
+    """Whether a masker hides otherwise at another factor; that of many a learner is a sign of its loss alone."""
+    strategy = players.strategy
+    if strategy.default_curriculum is None or not strategy.learners():
+        return strategy.default_curriculum is not None
+    context = _context(images, players, wish, 0, moments_of(wish)[-1])
+    partner, adversary = (strategy.mask(attrs.evolve(context, factor=factor)).hidden for factor in (1.0, -1.0))
+    return not torch.equal(partner, adversary)
 
 
 def shown(images: Tensor, players: Players) -> Tensor:
@@ -245,83 +377,8 @@ def shown(images: Tensor, players: Players) -> Tensor:
     return coloured((images * std + mean).clamp(0, 1))
 
 
-# ------------------------------------------------------------------------------------------------------------- drawing
-def draw(columns: Sequence[Column], names: Sequence[str], path: Path, *, title: str, note: str = "") -> None:
-    """One PNG: a row for each image, a column for each moment, with captions above."""
-    lines = max(column.caption.count("\n") + 1 for column in columns)
-    side, head, foot = 1.6, 0.42 + 0.16 * lines, 0.3 if note else 0.08  # inches
-    height, width = columns[0].seen.shape[2:]
-    tall = side * height / width
-    with matplotlib.rc_context({"font.size": 9, "font.family": "DejaVu Sans", "text.color": INK}):
-        figure = Figure(figsize=(0.1 + side * len(columns), head + tall * len(names) + foot), dpi=130)
-        figure.patch.set_facecolor("white")
-        across, down = figure.get_size_inches()
-        grid = figure.add_gridspec(
-            len(names),
-            len(columns),
-            left=0.05 / across,
-            right=1 - 0.05 / across,
-            top=1 - head / down,
-            bottom=foot / down,
-            wspace=0.05,
-            hspace=0.05,
-        )
-        for number, column in enumerate(columns):
-            for row, image in enumerate(column.seen):
-                axes = figure.add_subplot(grid[row, number])
-                axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-                axes.set_axis_off()
-                if row == 0:
-                    axes.set_title(column.caption, fontsize=9, color=INK, pad=4)
-        figure.text(0.08 / across, 1 - 0.1 / down, title, ha="left", va="top", fontweight="bold")
-        if note:
-            figure.text(0.08 / across, 0.08 / down, note, ha="left", va="bottom", fontsize=7.5)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".part")
-        figure.savefig(beside, format="png", metadata={"Software": OWNER})
-        beside.replace(path)
-
-
-def half_blocks(columns: Sequence[Column], names: Sequence[str], width: int) -> list[Text]:
-    """The same as lines of coloured half blocks, for a terminal `width` characters wide; as many columns as fit."""
-    cells = min(MOST_CELLS, max(LEAST_CELLS, (width + 1) // len(columns) - 1))
-    fitting = columns[: max(1, (width + 1) // (cells + 1))]
-    height, across = columns[0].seen.shape[2:]
-    rows = max(1, round(cells * height / across / 2))
-    small = [(adaptive_avg_pool2d(column.seen, (2 * rows, cells)) * 255).round().int().tolist() for column in fitting]
-    captions = [column.caption.split("\n") for column in fitting]
-    lines = []
-    for number in range(max(len(caption) for caption in captions)):
-        words = (caption[number] if number < len(caption) else "" for caption in captions)
-        lines.append(Text(" ".join(f"{word[:cells]:<{cells}}" for word in words)))
-    for image in range(len(names)):
-        for row in range(rows):
-            line = Text()
-            for number, column in enumerate(small):
-                line.append(" " if number else "")
-                red, green, blue = column[image]
-                for cell in range(cells):
-                    upper, lower = (
-                        f"rgb({red[place][cell]},{green[place][cell]},{blue[place][cell]})"
-                        for place in (2 * row, 2 * row + 1)
-                    )
-                    line.append("▀", style=f"{upper} on {lower}")
-            lines.append(line)
-        lines.append(Text(names[image]))
-    return lines
-
-
 def _title(players: Players) -> str:
     """Who hides, and by which curriculum."""
     if players.strategy.default_curriculum is None:
         return str(players.strategy.name)
     return f"{players.strategy.name}, {getattr(players.curriculum, 'name', type(players.curriculum).__name__)}"
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is a picture that this command drew."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get("Software") == OWNER
-    except (OSError, SyntaxError):
-        return False

@@ -13,7 +13,7 @@ from test_matrix import BACKBONES, CLMAE
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from maskzoo import MaskingContext, RecipeError, Strategy, define
+from maskzoo import DataError, MaskingContext, RecipeError, Strategy, define
 from maskzoo.cli import main
 from maskzoo.cost import Costs, Shape, flop_counter, flops_per_image, shape_of, steps_of
 
@@ -206,6 +206,43 @@ def test_a_data_set_that_would_be_fetched_is_known_by_its_sizes(tmp_path: Path, 
     gone = shape_of(tiny_recipe(data={"use": "folder", "root": "nowhere", "size": 48, "channels": 1}), REGISTRY)
     assert (gone.size, gone.channels, len(gone.train)) == ((48, 48), 1, 0)
     assert list(tmp_path.iterdir()) == []
+
+
+GONE = {"use": "folder", "root": "nowhere"}
+
+
+def test_the_classes_of_data_that_are_not_here_are_told_by_the_objective(tmp_path: Path):
+    told = tiny_recipe(data=GONE, objective={"use": "masksub", "classes": 7})
+    assert len(shape_of(told, REGISTRY).classes) == 7
+    assert shape_of(tiny_recipe(data=GONE), REGISTRY).classes is None
+    with pytest.raises(RecipeError, match=r"give objective\.classes, since the data are not here"):
+        shape_of(tiny_recipe(data=GONE, objective={"use": "masksub"}), REGISTRY)
+    named = {"use": "timm", "source": "hfids/nobody/nothing", "class_count": 5}
+    assert len(shape_of(tiny_recipe(data=named, objective={"use": "masksub"}), REGISTRY).classes) == 5
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"use": "cifar10", "bogus": 3}, r"recipe\.data\.bogus: no such key"),
+        ("fashion-mnist:a:b", "gives 2 values, but 'fashion-mnist' has 1 options"),
+        ({**GONE, "size": 0}, r"recipe\.data\.size: must be at least 1 pixel, got 0 x 0"),
+        ({**GONE, "size": [32]}, r"recipe\.data\.size: expected a whole number or 2 values, got \[32\]"),
+        ({**GONE, "size": "big"}, r"recipe\.data\.size: expected a whole number or 2 values, got 'big'"),
+        ({"use": "timm", "channels": 2}, r"recipe\.data: .channels. must be in \(1, 3, 4\)"),
+    ],
+    ids=str,
+)
+def test_options_that_the_data_do_not_take_are_refused_without_the_data(data: Any, sentence: str):
+    with pytest.raises(RecipeError, match=sentence):
+        shape_of(tiny_recipe(data=data), REGISTRY)
+
+
+@pytest.mark.parametrize(("data", "images"), [("cifar10", 50_000), ("digits", 1437)])
+def test_a_batch_of_more_images_than_there_are_is_refused(data: str, images: int):
+    sentence = f"batch_size: 60000 is more than the {images} training images of data set '{data}'"
+    with pytest.raises(DataError, match=sentence):
+        shape_of(tiny_recipe(data=data, train={"batch_size": 60_000}), REGISTRY)
 
 
 def test_the_length_of_a_run_is_told_by_the_recipe_or_by_the_data():

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import timm
 import torch
@@ -48,8 +49,8 @@ def trained(backbone: Any, objective: Any, channels: int = 3) -> Trained:
     return Trained(Path("x"), Recipe.from_plain(session.recipe), model.eval(), session.strategy, 3, REGISTRY)
 
 
-def opened(folder: Path) -> Any:
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().requires_grad_(False)
+def opened(folder: Path, **options: Any) -> Any:
+    return timm.create_model(f"local-dir:{folder}", pretrained=True, **options).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,26 @@ def test_a_classifier_on_the_class_token_is_exported(name: str, tmp_path: Path):
     torch.testing.assert_close(opened(tmp_path / "new")(images), foretold, rtol=1e-3, atol=1e-4)
 
 
+HEADLESS = {
+    **{name: CASES[name] for name in ("vit", "eva", "beit", "swin", "vit, 32 x 48 in 4 channels")},
+    "vit, pooled": ({**VIT, "options": {**VIT["options"], "global_pool": "avg"}}, 3),
+}
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+def test_an_encoder_without_a_classifier_takes_one_of_timms(name: str, tmp_path: Path):
+    backbone, channels = HEADLESS[name]
+    run = trained(backbone, {"use": "reconstruct"}, channels)
+    export(run, "timm", tmp_path / "new")
+    images = images_for(run)
+    expected = run.backbone(images).detach()
+    for options in ({"num_classes": 5}, {"num_classes": 5, "global_pool": "avg"}):
+        model = opened(tmp_path / "new", **options)
+        assert model(images).shape == (3, 5)
+        torch.testing.assert_close(features(model, images, run.backbone.prefix), expected, rtol=1e-3, atol=1e-4)
+    assert opened(tmp_path / "new")(images).shape == (3, run.backbone.dim)
+
+
 def test_what_timm_would_make_otherwise_is_not_written(plain: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("maskzoo.export.features", lambda *_: torch.zeros(2, 17, 24))
     with pytest.raises(MaskZooError, match="does not make the same features"):
@@ -109,6 +130,35 @@ def test_nothing_is_overwritten(to: str, plain: Trained, tmp_path: Path):
         with pytest.raises(RecipeError, match="exists already, and nothing is overwritten"):
             export(plain, to, folder)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_empty_folder_is_written_into_wherever_one_stands(
+    plain: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    export(plain, "safetensors", Path("."))
+    assert {path.name for path in Path().iterdir()} == {"encoder.safetensors", "config.json", "README.md"}
+    assert [path.name for path in tmp_path.iterdir()] == ["inner"]
+    with pytest.raises(RecipeError, match=r"'\.\.' exists already"):
+        export(plain, "safetensors", Path(".."))
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 253, "file/new"])
+def test_a_folder_that_cannot_be_written_is_named(name: str, plain: Trained, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(MaskZooError, match=f"{name}' cannot be written: "):
+        export(plain, "safetensors", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_data_that_are_gone_are_said(plain: Trained, tmp_path: Path):
+    gone = attrs.evolve(plain, recipe=tiny_recipe(data={"use": "folder", "root": str(tmp_path / "nowhere")}))
+    said = export(gone, "timm", tmp_path / "new")
+    assert said[-1].endswith("cannot be opened; timm will use ImageNet's mean and deviation")
+    config = timm.data.resolve_model_data_config(opened(tmp_path / "new"))
+    assert (config["mean"], config["std"]) == (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+    assert not any("timm" in sentence for sentence in export(gone, "safetensors", tmp_path / "other"))
 
 
 def test_a_backbone_that_is_not_timms_goes_into_a_plain_file(
