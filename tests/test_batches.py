@@ -335,6 +335,7 @@ def test_a_worker_that_dies_is_told_of_with_what_to_do(terrible: str, said: str)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_the_main_process_trains_is_told_of_too_and_none_lives_on() -> None:
     others = set(multiprocessing.active_children())
     source = batches(album(64), size=(16, 16), batch_size=4, seed=0, start=0, steps=10_000, workers=2)

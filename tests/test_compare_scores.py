@@ -274,7 +274,8 @@ def test_two_evaluators_of_one_name_both_have_their_figures(tmp_path: Path):
     evaluate_run(
         out, Wishes(evaluators='{use="knn", k=5, metric="euclidean", weighting="plain"},knn:7'), REGISTRY, QUIET
     )
-    elsewhere = Wishes(evaluators='{use="knn", k=5, metric="euclidean", weighting="plain"}')
+    small = ("backbone.patch_size=8", "backbone.options={embed_dim=24, depth=1, num_heads=2}")
+    elsewhere = Wishes(evaluators='{use="knn", k=5, metric="euclidean", weighting="plain"}', settings=small)
     evaluate_backbone("vit_tiny_patch16_224", None, False, tmp_path / "model", elsewhere, REGISTRY, QUIET)
     begun, trained, untrained = scores(out, tmp_path / "model").values()
     shared = "knn (k 5, metric euclidean, weighting plain)/top1"
