@@ -60,7 +60,10 @@ class AttentiveProbe:
         right, images = 0, 0
         with evaluating(probe), torch.no_grad():
             for tokens, told in labelled(encoder, dataset.test, some_of(dataset.test, at_most(self.images))):
-                right += int((probe(tokens).argmax(dim=1).cpu() == told).sum())
+                scores = probe(tokens)
+                if not scores.isfinite().all():
+                    raise ContractError("attentive: the probe's scores are not finite; lower its lr")
+                right += int((scores.argmax(dim=1).cpu() == told).sum())
                 images += len(told)
         if images:
             yield "top1", right / images
@@ -123,9 +126,10 @@ class Tokens:
             waiting.append(pair)
             tokens, labels = (torch.cat(parts) for parts in zip(*waiting, strict=True))
             whole = len(labels) - len(labels) % batch_size  # what is left over waits for the encoder's next batch
-            for some in torch.split(torch.arange(whole), batch_size):
+            for first in range(0, whole, batch_size):
+                some = slice(first, first + batch_size)
                 yield tokens[some], labels[some], min(1.0, done / len(chosen))
-                done += len(some)
+                done += batch_size
             waiting = [(tokens[whole:], labels[whole:])]
         if waiting and len(waiting[0][1]):
             yield *waiting[0], min(1.0, done / len(chosen))

@@ -12,6 +12,7 @@ from maskzoo.errors import ContractError
 from maskzoo.protocols import Dataset
 from maskzoo.recipe import describe
 
+MOST = 3.4e38  # of what torch's float32 holds
 Images = int | Literal["all"]  # how many of a split
 
 
@@ -23,8 +24,8 @@ def an_amount(evaluator: object, field: attrs.Attribute[Any], value: Images) -> 
 
 def several_above_zero(evaluator: object, field: attrs.Attribute[Any], values: tuple[float, ...]) -> None:
     """Refuse a list that is empty, or that holds something not above 0."""
-    if not values or min(values) <= 0:
-        raise ValueError(f"{field.name}: must be one or more numbers above 0, got {list(values)}")
+    if not values or min(values) <= 0 or max(values) > MOST:
+        raise ValueError(f"{field.name}: must be one or more numbers above 0, at most {MOST:g}, got {list(values)}")
 
 
 def at_most(images: Images) -> int | None:
