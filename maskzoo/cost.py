@@ -59,8 +59,14 @@ class Shape:
     channels: int = 3
     class_count: int = 0  # 0: no labels
     images: int = 0  # to learn from; 0: unknown
-    name: str = "none"
+    name = "none"
     flip = False
+
+    @staticmethod
+    def called(name: str, *sizes: Any, **more: Any) -> Shape:
+        """Such sizes under the name of a data set, which is a class's as that of every data set."""
+        made: Shape = type("Shape", (Shape,), {"name": name})(*sizes, **more)
+        return made
 
     @property
     def classes(self) -> Sequence[str] | None:
@@ -92,8 +98,8 @@ class Shape:
 
 
 DOWNLOADED = {  # data sets that would be fetched when they are opened, and are the same everywhere
-    "cifar10": Shape((32, 32), 3, 10, 50_000, "cifar10"),
-    "fashion-mnist": Shape((28, 28), 1, 10, 60_000, "fashion-mnist"),
+    "cifar10": Shape.called("cifar10", (32, 32), 3, 10, 50_000),
+    "fashion-mnist": Shape.called("fashion-mnist", (28, 28), 1, 10, 60_000),
 }
 
 
@@ -152,12 +158,12 @@ def _unseen(recipe: Recipe, options: Any, registry: Registry) -> Shape:
     size = USUAL_SIZE if told_size is None else pair(told_size)
     if min(size) < 1:
         raise RecipeError(f"recipe.data.size: must be at least 1 pixel, got {size[0]} x {size[1]}")
-    return Shape(
-        size=size,
+    return Shape.called(
+        options.name,
+        size,
         channels=getattr(options, "channels", 3),
         class_count=count,
         images=getattr(options, "train_images", None) or 0,
-        name=options.name,
     )
 
 
