@@ -9,7 +9,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,15 +231,19 @@ def newest_good(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Tensor
     problems: list[str] = []
     for path in reversed(paths):
         try:
-            return read(path), objective_of(path), problems
+            state = read(path)
+            return state, objective_of(path, state), problems
         except RecipeError as found:
             problems.append(str(found))
     raise RecipeError(problems[0])
 
 
-def objective_of(path: Path) -> dict[str, Tensor]:
-    """The parameters and buffers of the objective in a checkpoint, by name; RecipeError where it cannot be read."""
-    state = read(path)
+def objective_of(path: Path, state: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """The parameters and buffers of the objective in a checkpoint, by name; RecipeError where it cannot be read.
+
+    `state` is what `read` has made of it, if somebody has read it already.
+    """
+    state = read(path) if state is None else state
     if not path.is_dir():
         return dict(state["state"]["objective"])
     contents = _Reader(path / "shards").read_metadata().state_dict_metadata

@@ -16,16 +16,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from maskzoo.build import described, make_backbone
-from maskzoo.data.batches import loader_trouble
 from maskzoo.data.folder import STATISTICS
 from maskzoo.engine import choose_device
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
-from maskzoo.evaluation.features import Statistics, WholeImages
-from maskzoo.evaluation.options import shown, told
+from maskzoo.evaluation.features import MAX_BROKEN, Statistics, WholeImages
+from maskzoo.evaluation.options import shown, told, words_of
 from maskzoo.folder import RunFolder
 from maskzoo.plain import replace
 from maskzoo.protocols import Dataset, Pooling
-from maskzoo.recipe import Use, describe, make, parse, plain_of, put
+from maskzoo.recipe import Recipe, Use, describe, make, parse, plain_of, put, read
 from maskzoo.registry import Registry, nearest
 from maskzoo.seeds import stream_seed
 from maskzoo.trained import open_run
@@ -46,6 +45,8 @@ class Subject:
     about: Mapping[str, Any]  # what tells its figures from others: the step of a run, or the model and its weights
     statistics: Statistics  # mean and deviation by which its images are normalised, as where it has learnt
     classes: Sequence[str] | None = None  # that the objective has learnt
+    workers: int | None = None  # that read images; None: as many as is usual for the device
+    max_broken: float = MAX_BROKEN  # share of the images that may be unreadable
 
 
 @attrs.frozen
@@ -91,6 +92,8 @@ def evaluate_run(path: Path, wishes: Wishes, registry: Registry, console: Consol
         {"step": run.step},
         (tuple(usual.mean), tuple(usual.std)),
         () if own is None else own.classes,
+        run.recipe.train.workers,
+        run.recipe.train.max_broken,
     )
     return _evaluate(subject, evaluators, wishes, console)
 
@@ -118,18 +121,28 @@ def evaluate_backbone(
     if weights is not None:
         load_weights(backbone, weights, "--weights")
     about = {"model": describe(backbone), "weights": None if weights is None else str(weights)}
-    statistics = _statistics(backbone, dataset, weights, pretrained)
+    statistics = _statistics(backbone, dataset, weights, pretrained, registry)
     return _evaluate(Subject(out, backbone.eval(), None, dataset, about, statistics), evaluators, wishes, console)
 
 
-def _statistics(backbone: Any, dataset: Dataset, weights: Path | None, pretrained: bool) -> Statistics:
-    """Mean and deviation by which a model's images are normalised: timm's own, or ImageNet's for a file of weights."""
+def _statistics(
+    backbone: Any, dataset: Dataset, weights: Path | None, pretrained: bool, registry: Registry
+) -> Statistics:
+    """Mean and deviation by which a model's images are normalised.
+
+    timm's own, those of the run that has left the weights, or ImageNet's for any other file of weights.
+    """
     found: Any = (dataset.mean, dataset.std)
     if pretrained:
-        config = getattr(backbone.model, "pretrained_cfg", {})
+        config = getattr(getattr(backbone, "model", None), "pretrained_cfg", {})
         found = config.get("mean", ()), config.get("std", ())
-    elif weights is not None and not weights.is_dir():
-        found = STATISTICS.get(backbone.channels, found)
+    elif weights is not None:
+        run = next((path for path in (weights, weights.parent.parent) if (path / "recipe.toml").is_file()), None)
+        try:
+            data: Any = run and make(registry, "dataset", Recipe.from_plain(read(run / "recipe.toml")).data, "data")
+        except MaskZooError:
+            data = None
+        found = (data.mean, data.std) if data else found if run else STATISTICS.get(backbone.channels, found)
     if len(found[0]) != backbone.channels:
         found = (dataset.mean, dataset.std)
     return tuple(found[0]), tuple(found[1])
@@ -209,7 +222,8 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
         objective=subject.objective,
         classes=subject.classes,
         statistics=subject.statistics,
-        workers=wishes.workers,
+        workers=subject.workers if wishes.workers is None else wishes.workers,
+        max_broken=subject.max_broken,
     )
     common = {
         **subject.about,
@@ -262,11 +276,8 @@ def _measured(evaluator: Any, encoder: WholeImages, subject: Subject) -> tuple[d
         figures = {str(name): float(value) for name, value in evaluator(encoder, subject.dataset)}
     except StoppedError:
         raise
-    except MaskZooError as problem:
-        return {}, str(problem).removeprefix(f"{evaluator.name}: ")
     except Exception as problem:  # whatever a plugin, a device without memory or a dead worker has thrown
-        words = (str(problem).splitlines() or [""])[0]
-        return {}, str(loader_trouble(problem) or f"{type(problem).__name__}: {words}")
+        return {}, words_of(problem).removeprefix(f"{evaluator.name}: ")
     return figures, "" if figures else "there is nothing for it to measure in this model and these data"
 
 

@@ -167,6 +167,7 @@ class RunFolder:
             (self.path / "evaluation.json").unlink(missing_ok=True)
         measured = self.evaluation()
         if not finished and measured.pop("after", None) is not None:
+            measured.pop("problems", None)
             replace(self.path / "evaluation.json", json.dumps(measured, indent=2) + "\n")
 
     def describe(self, session: Session, registry: Registry) -> None:
@@ -258,11 +259,16 @@ class RunFolder:
         return held
 
     def add_evaluation(
-        self, when: str, figures: Mapping[str, float | None], evaluators: Sequence[Any], names: Sequence[str]
+        self,
+        when: str,
+        figures: Mapping[str, float | None],
+        evaluators: Sequence[Any],
+        names: Sequence[str],
+        problems: Mapping[str, str],
     ) -> None:
         """Add figures under "before" or "after", with the settings that they were measured under.
 
-        A figure begins with one of the `names`, that of its evaluator.
+        A figure begins with one of the `names`, that of its evaluator; `problems` says by name why there are none.
         """
         if not processes.first():
             return
@@ -275,6 +281,8 @@ class RunFolder:
             "features": "mean of patch tokens of the whole image, eval mode",
         }
         whole = {**self.evaluation(), "settings": settings, when: dict(figures)}
+        if problems:
+            whole["problems"] = dict(problems)
         replace(self.path / "evaluation.json", json.dumps(whole, indent=2) + "\n")
 
 

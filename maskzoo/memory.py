@@ -22,25 +22,29 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.known = True  # whether the peak is that of this time, and of none before
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            forget_peak()
+            self.known = forget_peak()
 
     @property
-    def bytes(self) -> int:
-        """Bytes at the worst moment so far."""
+    def bytes(self) -> int | None:
+        """Bytes at the worst moment so far; None where it cannot be told from what was before."""
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
-        return resident(peak=True)
+        return resident(peak=True) if self.known else None
 
 
-def forget_peak() -> None:
-    """Give back what the C library holds in reserve, and let the process's peak begin anew, where Linux allows it."""
+def forget_peak() -> bool:
+    """Give back what the C library holds in reserve, and let the process's peak begin anew, if Linux allows it."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-    with suppress(OSError):  # another system, or a container that keeps this to itself
+    try:
         Path("/proc/self/clear_refs").write_text(RESET_PEAK)
+    except OSError:  # another system, or a container that keeps this to itself
+        return False
+    return _status("VmHWM") is not None
 
 
 def resident(*, peak: bool) -> int:
@@ -48,10 +52,17 @@ def resident(*, peak: bool) -> int:
 
     Linux hands a parent's ru_maxrss down to a child, so it is asked only where there is nothing else.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = "VmHWM" if peak else "VmRSS"
-        found = next(text for text in status.read_text().splitlines() if text.startswith(line))
-        return int(found.split()[1]) * 1024
+    found = _status("VmHWM" if peak else "VmRSS")
+    if found is not None:
+        return found
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if platform.system() == "Darwin" else most * 1024
+
+
+def _status(name: str) -> int | None:
+    """Bytes that Linux tells of this process under that name; None where it does not."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)

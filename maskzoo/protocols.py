@@ -6,7 +6,7 @@ Shapes: B images, N patches (mask units), V visible, H hidden (V + H = N), P pre
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
@@ -545,7 +545,7 @@ class Encoder(Protocol):
     stopping: Callable[[], bool]  # whether somebody wants to stop
     backbone: Backbone
     objective: Objective | None  # what the backbone learnt by; None where that is not here
-    classes: Sequence[str] | None  # that the objective has learnt; None where it has not, or nobody knows
+    classes: Sequence[str] | None  # that the objective has learnt; None where it has not, empty where nobody knows
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] float32 of prepared images [B, C, H, W]."""
@@ -565,6 +565,10 @@ class Encoder(Protocol):
 
     def features(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Features [M, D] and labels [M] (None without labels) of a split, or of `images` of it, evenly spread."""
+        ...
+
+    def left_out(self, sentences: Iterable[str]) -> None:
+        """Tell of images that an evaluator could not read with a loader of its own."""
         ...
 
     def refuse_if_stopping(self) -> None:

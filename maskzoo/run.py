@@ -9,10 +9,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from rich.console import Console
@@ -27,10 +27,10 @@ from maskzoo.display import display
 from maskzoo.engine import choose_device, keep_memory
 from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import WholeImages
-from maskzoo.evaluation.options import names_of, shown
 from maskzoo.folder import RunFolder, unused
 from maskzoo.gallery import Gallery
 from maskzoo.loggers.several import Loggers
+from maskzoo.measuring import Measuring
 from maskzoo.memory import PeakMemory
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.recipe import Recipe, describe, make
@@ -129,48 +129,27 @@ def _run(
 
         several = Loggers(loggers if processes.first() else [], lambda sentence: _say(folder, sentence, console))
 
-        def evaluate(when: str) -> None:
-            names = names_of(evaluators)
-            figures: dict[str, float] = {}
-            with encoder.remembering(), console.status(f"{', '.join(names)} {when} training"):
-                for whose, evaluator in zip(names, evaluators, strict=True):
-                    try:
-                        figures |= {f"{whose}/{name}": float(value) for name, value in evaluator(encoder, dataset)}
-                    except StoppedError:
-                        raise
-                    except MaskZooError as problem:
-                        if when == "before":
-                            raise  # in time to be mended
-                        _say(folder, f"{whose} was not measured after training: {problem}", console)
-            if broken := encoder.broken():
-                sentence = f"{len(broken)} images cannot be read and are left out of what is measured"
-                _say(folder, f"{sentence}, e.g. {broken[0]}", console)
-            known = {name: value for name, value in figures.items() if math.isfinite(value)}
-            for name in figures.keys() - known.keys():
-                _say(
-                    folder, f"{name} is {figures[name]} {when} training, no finite number; it is kept as null", console
-                )
-            with folder.writing():
-                kept = {name: known.get(name) for name in figures}
-                folder.add_evaluation(when, kept, evaluators, names)
-            several.log(
-                {f"{when}/{name}": value for name, value in known.items()}, min(session.step, session.steps - 1)
-            )
+        measuring = Measuring(evaluators, encoder, dataset, folder, lambda sentence: _say(folder, sentence, console))
+
+        def measure(when: Literal["before", "after"]) -> None:
+            known = measuring.measure(when, console)
+            step = min(session.step, session.steps - 1)
+            several.log({f"{when}/{name}": value for name, value in known.items()}, step)
 
         try:
             with several.following(folder.path, session.recipe, session.step):
                 if session.step == 0:
-                    evaluate("before")
+                    measure("before")
                 _train(session, dataset, recipe, folder, several, console)
                 if session.step == session.steps and "after" not in folder.evaluation():
-                    evaluate("after")
+                    measure("after")
         except StoppedError:
             moment = f"after step {session.step} of {session.steps}"
             raise StoppedError(f"stopped by a signal {moment}, while it was evaluated; --resume goes on") from None
         if session.step < session.steps:
             processes.wait()  # whoever leaves first makes torchrun end the others
             raise StoppedError(f"stopped by a signal after step {session.step} of {session.steps}; --resume goes on")
-        console.print(_closing(folder, dataset, evaluators), highlight=False, markup=False)
+        console.print(_closing(folder, measuring.told()), highlight=False, markup=False)
     return folder.path
 
 
@@ -226,7 +205,8 @@ def _consume(
             for sentence in source.broken():
                 _say(folder, sentence, console, "skipped")
             speeds = source.speeds(settings.batch_size, seconds)
-            took = {**speeds, "peak_memory_bytes": memory.bytes}
+            peak = memory.bytes
+            took = speeds if peak is None else {**speeds, "peak_memory_bytes": peak}
             with folder.writing():
                 metrics.write(json.dumps({**{n: _json(v) for n, v in figures.items()}, **took}) + "\n")
             loggers.log({**figures, **took}, int(figures["step"]))
@@ -389,6 +369,9 @@ def stopping_by_signal(session: Session) -> Iterator[None]:
         if session.stop_asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         session.stop_asked = True
+        whoever = before[number]  # such as a comparison, which is not to begin its next run
+        if callable(whoever) and whoever is not signal.default_int_handler:
+            whoever(number, frame)
 
     before = {getattr(signal, name): signal.signal(getattr(signal, name), ask) for name in STOP_SIGNALS}
     try:
@@ -426,16 +409,8 @@ def _summary(session: Session, dataset: Dataset, recipe: Recipe, path: Path) -> 
     )
 
 
-def _closing(folder: RunFolder, dataset: Dataset, evaluators: list[Any]) -> str:
-    measured = folder.evaluation()
-    lines = []
-    for name, after in measured.get("after", {}).items():
-        before = measured.get("before", {})
-        known = shown(name, before[name]) if name in before else "?"
-        lines.append(f"{name}: {known} before, {shown(name, after)} after training")
-    if not lines and evaluators:
-        why = "there are no labels" if dataset.classes is None else "there are no test images"
-        lines.append(f"not evaluated: {why}")
+def _closing(folder: RunFolder, measured: Sequence[str]) -> str:
+    lines = list(measured)
     speeds = {name.split("_")[0]: speed for name, speed in folder.usual_speeds().items()}
     if len(speeds) == 3:
         lines.append(

@@ -28,7 +28,7 @@ LEVELS = (
     {"train"},
     {"build", "checkpoint", "weights", "matrix", "trained"},
     {"official", "data", "evaluation", "pictures", "sheet", "loggers", "diagnosis", "folder"},
-    {"gallery", "display", "cost", "preview", "export"},
+    {"gallery", "display", "measuring", "cost", "preview", "export"},
     {"run", "evaluate"},
     {"compare"},
     {"cli", "__main__"},

@@ -305,6 +305,22 @@ def test_a_signal_that_comes_while_a_run_is_being_built_stops_it(tmp_path: Path,
         go(plan)
 
 
+@pytest.mark.usefixtures("uncounted")
+def test_a_signal_in_the_last_step_of_a_run_lets_no_other_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan = made(tmp_path, "random,block", seeds="1", recipe={**base(steps=2), "evaluation": []})
+    save = maskzoo.run.checkpoint.save
+
+    def signalled(session: Any, folder: Path) -> None:
+        save(session, folder)
+        if session.step == session.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("maskzoo.run.checkpoint.save", signalled)
+    with pytest.raises(StoppedError, match="the same command goes on"):
+        go(plan)
+    assert [job.done for job in plan.jobs] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("told", "sentence"),
     [

@@ -100,6 +100,12 @@ def test_the_runs_own_figure_comes_before_one_that_was_measured_alike_later(tmp_
     assert scores(path) == {"random": {"knn/top1": 0.5}}
 
 
+def test_of_what_was_measured_twice_alike_the_last_counts(tmp_path: Path):
+    linear = {"use": "linear", "epochs": 9}
+    entries = [entry({"top1": 0.6}, linear), entry({"top1": 0.7}, linear, normalisation={"mean": [0.5], "std": [0.5]})]
+    assert scores(change(make_run(tmp_path / "a"), evaluations=entries))["random"]["linear/top1"] == 0.7
+
+
 def test_other_data_and_another_pooling_are_said(tmp_path: Path):
     other = {"use": "folder", "root": "/data/flowers"}
     path = change(
@@ -231,7 +237,9 @@ def test_models_that_begin_otherwise_have_no_such_row(tmp_path: Path):
     paths = make_runs(tmp_path, {"random": [0.5], "clmae": [0.6]})
     for number, path in enumerate(paths):
         begun(path, 0.2 + number)
-    assert [cell.name for cell in gather(paths).cells] == ["random", "clmae"]
+    comparison = gather(paths)
+    assert [cell.name for cell in comparison.cells] == ["random", "clmae"]
+    assert any("so there is no row of those" in remark for remark in comparison.remarks)
 
 
 # --------------------------------------------------------------------------------------------------------- what it took

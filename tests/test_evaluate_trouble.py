@@ -18,6 +18,7 @@ from maskzoo import Dataset, Encoder, Registry
 from maskzoo.backbones.adapter import without_fetching
 from maskzoo.backbones.vit import VitBackbone
 from maskzoo.checkpoint import found
+from maskzoo.compare.cells import gather
 from maskzoo.data.folder import STATISTICS
 from maskzoo.errors import ContractError, DataError, RecipeError
 from maskzoo.evaluate import Subject, Wishes, _evaluate, evaluate_backbone, evaluate_run
@@ -142,6 +143,9 @@ def test_images_that_cannot_be_read_are_counted_and_said(tmp_path: Path):
     wishes = Wishes(data=data, device="cpu")
     (entry,) = evaluate_backbone("vit_tiny_patch16_224", None, False, tmp_path / "out", wishes, REGISTRY, console)
     assert entry["left_out"] == 1
+    wishes = Wishes(data=data, evaluators="knn,linear,finetune", settings=("linear.epochs=1", "finetune.epochs=1"))
+    entries = evaluate_backbone("test_vit", None, False, tmp_path / "other", wishes, REGISTRY, console)
+    assert [one["left_out"] for one in entries] == [1, 1, 1]  # of features that were remembered, and of other loaders
     assert "knn: 1 images cannot be read and are left out, e.g. " in said(console)
 
 
@@ -154,15 +158,22 @@ def test_too_many_unreadable_images_are_no_measurement(tmp_path: Path):
     assert "knn: not measured: 5 of 20 images cannot be read, too many" in said(console)
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DataError("the disk is full of holes"), "the disk is full of holes"),
+        (torch.OutOfMemoryError("no memory\nat all"), "OutOfMemoryError: no memory"),
+    ],
+)
 def test_a_run_says_which_of_its_evaluations_could_not_be_made_and_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ):
     calls = []
 
     def call(self: Any, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
         calls.append(0)
         if len(calls) > 1:
-            raise DataError("the disk is full of holes")
+            raise error
         yield "top1", 0.5
 
     monkeypatch.setattr(KNearestNeighbours, "__call__", call)
@@ -170,7 +181,31 @@ def test_a_run_says_which_of_its_evaluations_could_not_be_made_and_ends(
     measured = json.loads((out / "evaluation.json").read_text())
     assert list(measured["before"]) == ["knn/top1", "reconstruction/loss on fixed masks"]
     assert list(measured["after"]) == ["reconstruction/loss on fixed masks"]
-    assert "knn was not measured after training: the disk is full of holes" in (out / "warnings.txt").read_text()
+    assert measured["problems"] == {"knn": words}
+    assert f"knn was not measured after training: {words}" in (out / "warnings.txt").read_text()
+    (remark,) = gather([out]).remarks
+    assert remark == f"'{out}' has no score of knn: {words}; maskzoo evaluate measures it again"
+    monkeypatch.undo()
+    evaluate_run(out, Wishes(evaluators="knn", device="cpu"), REGISTRY, Console(quiet=True))
+    assert "knn/top1" in gather([out]).cells[-1].first.scores
+
+
+def test_what_raises_before_training_stops_the_run_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def call(self: Any, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
+        raise KeyError("a plugin's own mistake")
+        yield "never", 0.0
+
+    monkeypatch.setattr(KNearestNeighbours, "__call__", call)
+    with pytest.raises(KeyError, match="a plugin's own mistake"):
+        trained(tmp_path / "run", evaluation=["knn"])
+
+
+def test_two_fine_tunings_have_the_same_names_before_and_after_training(tmp_path: Path):
+    tuned = [{"use": "finetune", "epochs": epochs, "batch_size": 256} for epochs in (1, 2)]
+    out = trained(tmp_path / "run", evaluation=tuned, data="digits:8")
+    measured = json.loads((out / "evaluation.json").read_text())
+    assert list(measured["before"]) == list(measured["after"])
+    assert all(name.startswith("finetune (epochs") for name in measured["before"])
 
 
 # -------------------------------------------------------------------------------------------------- damaged on the disk

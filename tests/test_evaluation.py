@@ -194,6 +194,15 @@ def test_images_come_in_their_order_from_any_number_of_workers() -> None:
     assert all(torch.equal(one[0], other[0]) for one, other in zip(alone, shared, strict=True))
 
 
+def test_a_batch_in_which_nothing_can_be_read_is_told_of_too() -> None:
+    dataset = Points(Album(images(21), frozenset([20])), Album(images(0)))
+    encoder = WholeImages(Patches(), dataset, (8, 8), batch_size=10)
+    with encoder.remembering():
+        for _ in range(2):  # what is remembered has lost the same image
+            assert len(encoder.features(dataset.train)[0]) == 20
+            assert encoder.broken() == ["'20.jpg' cannot be decoded"]
+
+
 def test_where_the_images_are_gone_no_more_of_them_are_asked_for() -> None:
     class Gone(Album):
         asked = 0

@@ -152,6 +152,8 @@ def gather(
     if not runs:
         raise RecipeError("there is no finished run to compare; " + ("; ".join(remarks) or "name some"))
     runs, beginnings = _scored(runs)
+    if not beginnings and any(run.before for run in runs):
+        remarks.append("before training a seed does not give all runs the same figures, so there is no row of those")
     names = [paths[run.path] for run in runs] if isinstance(paths, Mapping) else names_of(runs)
     cells: dict[str, Cell] = {name: Cell(name, {}) for name in dict.fromkeys(paths.values())} if given else {}  # type: ignore[union-attr]
     for run, name in zip(runs, names, strict=True):
@@ -268,6 +270,12 @@ def _about_scores(comparison: Comparison) -> list[str]:
                 continue  # what is evaluated later, is evaluated after training
             if not run.scores and not run.trained:
                 sentences.append(f"'{run.path}' has no figure of {run.model}")
+                continue
+            sentences += [
+                f"'{run.path}' has no score of {whose}: {words}; maskzoo evaluate measures it again"
+                for whose, words in run.problems.items()
+            ]
+            if run.problems:
                 continue
             if not run.scores:
                 asked = [named(use) for use in run.recipe.get("evaluation", [])]

@@ -179,20 +179,27 @@ def _one_by_one(
                 put(plain, "train.device", device)
             run(Recipe.from_plain(plain), registry, console, job.folder, resume=True, stop_asked=lambda: asked.stop)
         except StoppedError as problem:
-            raise StoppedError(f"'{job.folder}' was {problem}; the same command goes on") from problem
+            words = str(problem).removesuffix("; --resume goes on")
+            raise StoppedError(f"'{job.folder}' was {words}; the same command goes on") from problem
         except MaskZooError as problem:
             failures.append(_failed(job, str(problem)))
         except Exception as problem:  # of a plugin, or a device without memory: it must not end the others
             _log(out, job).write_text(traceback.format_exc(), encoding="utf-8")
             words = (str(problem).splitlines() or [""])[0]
             failures.append(_failed(job, f"{type(problem).__name__}: {words} (see '{_log(out, job)}')"))
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
         else:
             continue
+        _forget_what_failed()  # behind the error, whose frames hold the model
         console.print(failures[-1], style="yellow", highlight=False, markup=False)
     return failures
+
+
+def _forget_what_failed() -> None:
+    """Give the memory of a run that failed back to the next one."""
+    gc.collect()
+    if torch.cuda.is_available():
+        with suppress(RuntimeError):  # a device that has failed fails here too
+            torch.cuda.empty_cache()
 
 
 def _failed(job: Job, why: str) -> str:
@@ -220,10 +227,12 @@ def _at_once(
                 waiting, told = [], True
                 for _, _, process in running:
                     process.terminate()
-            for job in [job for job in waiting if free and held(job) and job.folder.name not in occupied]:
-                occupied.add(job.folder.name)
-                console.print(f"waiting for whoever writes to '{job.folder}'", highlight=False, markup=False)
-            ready = [job for job in waiting if free and not held(job)]
+            elsewhere = {job.folder.name for job in waiting if held(job)} if free else set()
+            for job in waiting:
+                if job.folder.name in elsewhere - occupied:
+                    console.print(f"waiting for whoever writes to '{job.folder}'", highlight=False, markup=False)
+            occupied |= elsewhere
+            ready = [job for job in waiting if job.folder.name not in elsewhere]
             for job in ready[: len(free)]:
                 waiting.remove(job)
                 device = free.pop(0)

@@ -28,6 +28,7 @@ class Measured:
     figures: Mapping[str, float | None]  # None where it was no number
     data: Any = None  # as a recipe names them; None: what the run itself learnt from
     pooling: str = "mean"
+    own: bool = False  # by the run itself
 
 
 @attrs.frozen(eq=False)
@@ -43,6 +44,7 @@ class Reading:
     steps: int  # done so far
     before: list[Measured]  # by the run itself, before its first step
     measured: list[Measured]  # after training: by the run itself first, then by `maskzoo evaluate`
+    problems: dict[str, str]  # why an evaluator of the run has measured nothing, by its name
     scores: dict[str, float | None]  # what the run itself has measured; what a comparison shows, in one
     curves: dict[str, list[tuple[float, float]]]  # name -> (step, value)
     speed: float | None  # images a second, the median over the steps
@@ -136,6 +138,7 @@ def _run(path: Path, recipe: dict[str, Any]) -> Reading:
         steps=steps,
         before=_own(before if isinstance(before, dict) else {}, settings),
         measured=measured,
+        problems={str(name): str(words) for name, words in (evaluation.get("problems") or {}).items()},
         scores=_numbers(after or {}),
         curves={name: curve for name in CURVES if (curve := _curve(lines, name))},
         speed=statistics.median(speeds) if speeds else None,
@@ -163,6 +166,7 @@ def _model(path: Path, entries: Sequence[Mapping[str, Any]]) -> Reading:
         steps=0,
         before=[],
         measured=[_measured(entry) for entry in entries if isinstance(entry.get("evaluator"), dict)],
+        problems={},
         scores={},
         curves={},
         speed=None,
@@ -198,7 +202,7 @@ def _own(after: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Measured
     for name, value in after.items():
         owner, _, figure = name.partition("/")
         figures.setdefault(owner, {})[figure] = value
-    return [Measured(known.get(owner, {"use": owner}), _numbers(found)) for owner, found in figures.items()]
+    return [Measured(known.get(owner, {"use": owner}), _numbers(found), own=True) for owner, found in figures.items()]
 
 
 def _counted(path: Path) -> float | None:

@@ -56,11 +56,13 @@ def with_scores(runs: Sequence[Reading]) -> list[Reading]:
     words = {id(setting): (_name(setting, settings), _where(setting, settings)) for setting in settings}
     scored = []
     for run, pairs in zip(runs, found, strict=True):
-        scores: dict[str, float | None] = {}
+        own: dict[str, float | None] = {}
+        later: dict[str, float | None] = {}  # where one setting was measured twice, the last time counts
         for setting, measured in pairs:
             name, where = words[id(setting)]
             for figure, value in measured.figures.items():
-                scores.setdefault(f"{name}/{figure}{where}" if figure else f"{name}{where}", value)
+                (own if measured.own else later)[f"{name}/{figure}{where}" if figure else f"{name}{where}"] = value
+        scores = own | {name: value for name, value in later.items() if name not in own}
         scored.append(attrs.evolve(run, scores=scores))
     return scored
 

@@ -39,15 +39,15 @@ def whole_batches(
     batch_size: int,
     workers: int = 0,
     max_broken: float = 1.0,
-) -> Iterator[tuple[Tensor, list[int | None], dict[int, str]]]:
+) -> Iterator[tuple[Tensor | None, list[int | None], dict[int, str]]]:
     """The images at the `chosen` positions in their order, prepared [B, C, *size], with their labels.
 
-    Images that cannot be read are left out, and come as {position: sentence}. DataError if they are more than a share
-    of `max_broken`, or all, if their source is gone, or if a worker dies. A stream is read by one worker: each of
-    several would have to read all of it.
+    Images that cannot be read are left out, and come as {position: sentence}; of a batch without any other there are
+    no images (None). DataError if they are more than a share of `max_broken`, or all, if their source is gone, or if a
+    worker dies. A stream is read in this process: each of several workers would have to read all of it.
     """
-    workers = 0 if isinstance(split, Stream) else workers
     places = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
+    workers = 0 if isinstance(split, Stream) else min(workers, len(places))
     source = _Whole(split, size, tuple(mean), tuple(std), shared=workers > 0)
     loader = torch.utils.data.DataLoader(
         source,
@@ -70,8 +70,7 @@ def whole_batches(
                     f"{len(broken)} of {len(chosen)} images cannot be read, too many for what is measured to mean "
                     f"anything: {'; '.join(list(broken.values())[:3])}"
                 )
-            if pack.images is not None:
-                yield pack.images, pack.labels, pack.broken
+            yield pack.images, pack.labels, pack.broken
 
 
 @attrs.frozen(eq=False)

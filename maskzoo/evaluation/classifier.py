@@ -23,6 +23,8 @@ class Classifier:
         """Yield ("top1", the share of test images told right); ContractError for other classes than it has learnt."""
         if dataset.classes is None or len(dataset.test) == 0:
             return
+        if encoder.classes is not None and not encoder.classes:
+            raise ContractError("classifier: which classes it has learnt is not known, since the run's data are gone")
         if encoder.classes is not None and list(encoder.classes) != list(dataset.classes):
             raise ContractError("classifier: the classes of these data are not those that it has learnt")
         foretold = encoder.predictions(dataset.test)

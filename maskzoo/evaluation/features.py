@@ -5,7 +5,7 @@ Shapes: B images in a batch, M images, C channels, P prefix tokens, N patches, D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,8 +59,8 @@ class WholeImages:
         self.classes = classes
         self.statistics: Statistics = (tuple(dataset.mean), tuple(dataset.std)) if statistics is None else statistics
         self.max_broken = max_broken
-        self._broken: dict[tuple[int, int], str] = {}  # by the split's id, and the position in it
-        self._kept: dict[tuple[int, int | None], tuple[Split, Tensor, Tensor | None]] | None = None
+        self._broken: dict[str, None] = {}  # a sentence for each image that cannot be read, in their order
+        self._kept: dict[tuple[int, int | None], tuple[Split, Tensor, Tensor | None, list[str]]] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] float32, on the CPU, of prepared images [B, C, *size]."""
@@ -87,8 +87,12 @@ class WholeImages:
 
     def broken(self) -> list[str]:
         """A sentence for each image that has been left out since this was last asked, since it cannot be read."""
-        told, self._broken = list(self._broken.values()), {}
+        told, self._broken = list(self._broken), {}
         return told
+
+    def left_out(self, sentences: Iterable[str]) -> None:
+        """Tell of images that an evaluator could not read with a loader of its own."""
+        self._broken |= dict.fromkeys(sentences)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -106,7 +110,10 @@ class WholeImages:
         """
         key = (id(split), None if images is None or images >= len(split) else images)
         if self._kept is not None and key in self._kept:
-            return self._kept[key][1:]
+            _, features, found, broken = self._kept[key]
+            self.left_out(broken)
+            return features, found
+        earlier, self._broken = self._broken, {}
         chosen = some_of(split, images)
         features = torch.empty(len(chosen), self.dim)  # filled in place: these may be half of what the memory holds
         labels: list[int | None] = []
@@ -117,7 +124,8 @@ class WholeImages:
         known = [label for label in labels if label is not None]
         found = None if len(known) < len(labels) else torch.tensor(known, dtype=torch.int64)
         if self._kept is not None:
-            self._kept[key] = split, features, found  # with the split, so that no other gets its id
+            self._kept[key] = split, features, found, list(self._broken)  # with the split, so that no other gets its id
+        self._broken = earlier | self._broken
         return features, found
 
     def predictions(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor] | None:
@@ -159,8 +167,9 @@ class WholeImages:
         )
         for images, labels, broken in source:
             self.refuse_if_stopping()
-            self._broken |= {(id(split), place): sentence for place, sentence in broken.items()}
-            yield images, labels
+            self._broken |= dict.fromkeys(broken.values())
+            if images is not None:
+                yield images, labels
 
 
 def some_of(split: Split, wanted: int | None) -> list[int]:

@@ -96,6 +96,7 @@ class FineTune:
             stopping=encoder.stopping,
         )
         foretold = tuned.predictions(dataset.test)
+        encoder.left_out(tuned.broken())
         if foretold is not None:
             scores, labels = foretold
             yield "top1", (scores.argmax(dim=1) == labels).double().mean().item()
@@ -146,6 +147,7 @@ class FineTune:
         skipped = torch.zeros((), device=encoder.device)
         for step, batch in enumerate(source):
             encoder.refuse_if_stopping()
+            encoder.left_out(batch.broken)
             mover.set_lr(self.lr * cosine(step / steps, self.warmup))
             torch.manual_seed(stream_seed(self.seed, "finetune", step))  # drop path, dropout, mixup
             skipped += ~self._step(model, batch.to(encoder.device), mover, engine).isfinite()

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import attrs
 
-from maskzoo.errors import ContractError
+from maskzoo.data.batches import loader_trouble
+from maskzoo.errors import ContractError, MaskZooError
 from maskzoo.protocols import Dataset
 from maskzoo.recipe import describe
 
@@ -68,3 +69,10 @@ def names_of(evaluators: Sequence[Any]) -> list[str]:
     """What to call the figures of each: by its name, and by its options too where another has that name."""
     names = [evaluator.name for evaluator in evaluators]
     return [told(one) if names.count(name) > 1 else name for one, name in zip(evaluators, names, strict=True)]
+
+
+def words_of(problem: Exception) -> str:
+    """A sentence on whatever an evaluator has raised."""
+    if isinstance(problem, MaskZooError):
+        return str(problem)
+    return str(loader_trouble(problem) or f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}")
