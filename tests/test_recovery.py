@@ -97,10 +97,13 @@ def same(one: Any, other: Any) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- killed
+STEPS_OF_THE_KILLED = 500  # more than the fastest machine takes between twenty kills
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", [CLMAE, "attmask"], ids=["clmae", "attmask"])
 def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(strategy: Any, tmp_path: Path, programs: Starter):
-    recipe = written(tmp_path, strategy, steps=190, checkpoint_steps=1)
+    recipe = written(tmp_path, strategy, steps=STEPS_OF_THE_KILLED, checkpoint_steps=1)
     chance = random.Random(str(strategy))
     out, killed, in_writing = tmp_path / "killed", 0, 0
     for kill in range(20):
@@ -117,11 +120,11 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(strategy: Any, tmp
         killed += process.wait().code == -signal.SIGKILL
         in_writing += bool(list((out / "checkpoints").glob("*.part")))
     programs.train(recipe, "--out", out, "--resume")
-    programs.train(recipe, "--out", tmp_path / "whole", "--set", "train.checkpoint_steps=190")
+    programs.train(recipe, "--out", tmp_path / "whole", "--set", f"train.checkpoint_steps={STEPS_OF_THE_KILLED}")
     assert killed >= 15, "it was over before it could be killed"
     assert in_writing >= 1
     assert not list((out / "checkpoints").glob("*.part"))
-    assert [line["step"] for line in metrics(out)] == list(range(190))
+    assert [line["step"] for line in metrics(out)] == list(range(STEPS_OF_THE_KILLED))
     assert_same_run(tmp_path / "whole", out)
 
 
