@@ -51,7 +51,7 @@ def draw_all(comparison: Comparison, folder: Path) -> dict[str, str]:
             draw(axes)
             handles, _ = axes.get_legend_handles_labels()
             if handles:
-                figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8, handlelength=1.6)
+                figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8, handlelength=1.6)
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
             text = io.StringIO()
             figure.savefig(text, format="svg", metadata={"Date": None})

@@ -219,7 +219,7 @@ def _lead(comparison: Comparison) -> str:
     alike = all(key.startswith(MASKERS_OWN) for key in comparison.differing())
     paired = " A seed gives every cell the same initial weights, batches and crops." if alike else ""
     return (
-        f"{count} runs of {backbone}{told} on {data} by the objective "
+        f"{count} runs of {backbone}{told} on '{data}' by the objective "
         f"{keys.get('objective.use') or keys.get('objective', '?')}, "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}. Budget: {budget}. "
         f"Baseline: {comparison.baseline}.{paired}"
