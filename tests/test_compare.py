@@ -382,7 +382,7 @@ def test_latex_is_whole_and_escaped(tmp_path: Path):
     paths = make_runs(tmp_path, CLEAR)
     names = dict(zip(paths, ["a_b & 50%"] * 3 + ["x^2 #1 {y} ~$\\"] * 3, strict=True))
     text = latex(gather(names))
-    (environment,) = re.findall(r"\\begin{tabular}{(\w+)}", text)
+    (environment,) = re.findall(r"\\begin{tabular}{@{}(\w+)@{}}", text)
     body = text[text.index("\\midrule") : text.index("\\bottomrule")].splitlines()[1:]
     assert len([line for line in body if line.strip()]) == 2
     for line in text.splitlines():
@@ -451,6 +451,9 @@ def test_latex_compiles_and_fits_the_page(tmp_path: Path, number: int):
         for masker in ("random", "clmae", "attmask")
         for seed in range(3)
     ]
+    for path in paths:
+        held = json.loads((path / "evaluation.json").read_text())
+        (path / "evaluation.json").write_text(json.dumps({**held, "before": scores}))  # whose row has a long name
     preamble = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
     (tmp_path / "paper.tex").write_text(preamble + latex(gather(paths)) + r"\end{document}")
     done = subprocess.run(

@@ -251,4 +251,4 @@ def _memory(cell: Cell) -> str:
 
 def _minutes(cell: Cell) -> str:
     known = [run.seconds / 60 for run in cell.runs.values() if run.seconds is not None]
-    return f"{sum(known) / len(known):.3g}" if known else NONE
+    return f"{sum(known) / len(known):.1f}" if known else NONE
