@@ -6,6 +6,7 @@ Shapes: B images of this process.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ def join(device: torch.device) -> bool:
 def leave() -> None:
     """Take leave of the others."""
     if dist.is_initialized():
+        gc.collect()  # models in cycles hold the group, whose threads would be ended by the interpreter, with an abort
         dist.destroy_process_group()
 
 
