@@ -65,7 +65,8 @@ def evaluate_run(path: Path, wishes: Wishes, registry: Registry, console: Consol
     """Evaluate the newest good checkpoint of a run, by its own evaluators unless others are wished for."""
     run = open_run(path, registry)
     uses = list(run.recipe.evaluation) if wishes.evaluators is None else _listed(wishes.evaluators)
-    plain = {"data": plain_of(run.recipe)["data"] if wishes.data is None else wishes.data}
+    learnt_from = plain_of(run.recipe)["data"]
+    plain = {"data": learnt_from if wishes.data is None else wishes.data}
     evaluators = _configured(plain, uses, wishes.settings, registry, console if wishes.evaluators is None else None)
     dataset: Dataset = make(registry, "dataset", plain["data"], "data")
     for sentence in run.damaged:
@@ -76,7 +77,7 @@ def evaluate_run(path: Path, wishes: Wishes, registry: Registry, console: Consol
             f"{run.backbone.channels}"
         )
     own: Any = dataset
-    if plain["data"] != plain_of(run.recipe)["data"]:
+    if plain["data"] != learnt_from:
         try:
             own = run.dataset()
         except MaskZooError:

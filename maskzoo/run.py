@@ -7,7 +7,6 @@ import math
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -35,7 +34,7 @@ from maskzoo.memory import PeakMemory
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.recipe import Recipe, describe, make
 from maskzoo.registry import Registry
-from maskzoo.signals import STOP_SIGNALS, signals_held
+from maskzoo.signals import listening, signals_held
 from maskzoo.train import MODEL_FIGURES, Session, finite, train
 
 LOWER = 0.5  # what the rates are multiplied by when a run goes back
@@ -361,24 +360,14 @@ def _no_lost_step(session: Session, source: Source, folder: RunFolder) -> Iterat
 @contextmanager
 def stopping_by_signal(session: Session) -> Iterator[None]:
     """Let SIGTERM, SIGINT and SIGUSR1 end the run after the step in hand; a second SIGINT ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may listen
-        return
 
-    def ask(number: int, frame: Any) -> None:
+    def ask(number: int) -> None:
         if session.stop_asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         session.stop_asked = True
-        whoever = before[number]  # such as a comparison, which is not to begin its next run
-        if callable(whoever) and whoever is not signal.default_int_handler:
-            whoever(number, frame)
 
-    before = {getattr(signal, name): signal.signal(getattr(signal, name), ask) for name in STOP_SIGNALS}
-    try:
+    with listening(ask):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _say(folder: RunFolder, sentence: str, console: Console, kind: str = "warnings") -> None:

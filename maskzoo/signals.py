@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # the last is what SLURM can be asked to send ahead of the time limit
 
@@ -21,3 +23,28 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def listening(hear: Callable[[int], None]) -> Iterator[None]:
+    """Have `hear` told the number of each signal that stops a run, and then whoever listened before.
+
+    The latter is such as a comparison, which is not to begin its next run. Only the main thread may listen; elsewhere
+    this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def tell(number: int, frame: Any) -> None:
+        hear(number)
+        whoever = before[number]
+        if callable(whoever) and whoever is not signal.default_int_handler:
+            whoever(number, frame)
+
+    before = {getattr(signal, name): signal.signal(getattr(signal, name), tell) for name in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +27,12 @@ from rich.console import Console
 from maskzoo.compare.plan import Job, Plan
 from maskzoo.compare.readings import read_run
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
+from maskzoo.evaluation.options import words_of
 from maskzoo.plain import replace
 from maskzoo.recipe import Recipe, put, read
 from maskzoo.registry import Registry
 from maskzoo.run import run
-from maskzoo.signals import STOP_SIGNALS
+from maskzoo.signals import listening
 
 IN_QUEUE = frozenset({"RUNNING", "PENDING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "READY"})  # at SLURM
 STOPPED = 75  # exit code of a run that a signal has ended
@@ -100,21 +100,14 @@ class _Asked:
 def _listening() -> Iterator[_Asked]:
     """Take the signals that stop a run for the comparison as a whole; a run in this process listens by itself."""
     asked = _Asked()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may listen
-        return
 
-    def hear(number: int, frame: Any) -> None:
+    def hear(number: int) -> None:
         if asked.stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.stop = True
 
-    before = {getattr(signal, name): signal.signal(getattr(signal, name), hear) for name in STOP_SIGNALS}
-    try:
+    with listening(hear):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -185,8 +178,7 @@ def _one_by_one(
             failures.append(_failed(job, str(problem)))
         except Exception as problem:  # of a plugin, or a device without memory: it must not end the others
             _log(out, job).write_text(traceback.format_exc(), encoding="utf-8")
-            words = (str(problem).splitlines() or [""])[0]
-            failures.append(_failed(job, f"{type(problem).__name__}: {words} (see '{_log(out, job)}')"))
+            failures.append(_failed(job, f"{words_of(problem)} (see '{_log(out, job)}')"))
         else:
             continue
         _forget_what_failed()  # behind the error, whose frames hold the model
