@@ -1,8 +1,8 @@
-# Everything from a fresh clone: `make train` runs the main job, `make test` every check.
+# Everything from a fresh clone: `make train` runs the main job, `make test` the checks of every day, `make long` the rest.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check fast slow matrix matrix-table clean
+.PHONY: train test check fast slow long matrix matrix-table clean
 
 train: .venv/installed
 	$(BIN)/maskzoo train --masker clmae --schedule partner-neutral-adversary
@@ -15,14 +15,18 @@ check: .venv/installed
 	$(BIN)/mypy
 
 fast: .venv/installed
-	$(BIN)/python -m pytest --quiet --numprocesses 2 -m "not slow"
+	$(BIN)/python -m pytest --quiet --numprocesses 2 -m "not slow and not long"
 
 slow: .venv/installed
-	$(BIN)/python -m pytest --quiet --numprocesses 2 -m slow
+	$(BIN)/python -m pytest --quiet --numprocesses 2 -m "slow and not long"
 
-# Every strategy on every backbone under every objective; the tests hold every pair of them.
+# Whole tables of which `make test` tries every pair, and fresh environments: most of an hour on two cores.
+long: .venv/installed
+	$(BIN)/python -m pytest --quiet --numprocesses 2 -m long
+
+# Every strategy on every backbone under every objective, part of `make long`.
 matrix: .venv/installed
-	MASKZOO_MATRIX=1 $(BIN)/python -m pytest --quiet --numprocesses 2 tests/test_matrix.py
+	$(BIN)/python -m pytest --quiet --numprocesses 2 -m "slow or long" tests/test_matrix.py
 
 matrix-table: .venv/installed
 	$(BIN)/python -m maskzoo.matrix docs/backbones.md

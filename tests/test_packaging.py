@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PLUGINS = {path.stem for path in (ROOT / "plugins").glob("maskzoo_*.py")}
@@ -65,6 +63,7 @@ def in_installed(installed: Path, code: str, cwd: Path) -> str:
     return succeeded(run(sys.executable, "-I", "-S", "-c", f"{begin}\n{code}", cwd=cwd))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_the_plugins_and_the_licence_and_nothing_else(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
     metadata = f"maskzoo-{PROJECT['version']}.dist-info"
@@ -74,11 +73,13 @@ def test_the_wheel_holds_the_package_the_plugins_and_the_licence_and_nothing_els
     assert {name for name in names if name.startswith("maskzoo/") and name.endswith(".py")} == modules
 
 
+@pytest.mark.slow
 def test_the_wheel_tells_type_checkers_that_it_is_typed(wheel: Path):
     assert "Typing :: Typed" in PROJECT["classifiers"]
     assert "maskzoo/py.typed" in zipfile.ZipFile(wheel).namelist()
 
 
+@pytest.mark.slow
 def test_every_plugin_of_the_installed_wheel_loads(installed: Path, tmp_path: Path):
     place = (
         "import maskzoo, importlib.metadata as m; print(maskzoo.__file__, m.distribution('maskzoo').locate_file(''))"
@@ -99,6 +100,7 @@ def test_every_plugin_of_the_installed_wheel_loads(installed: Path, tmp_path: Pa
         assert offers, f"plugin '{name}' offers nothing"
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_trains(installed: Path, tmp_path: Path):
     arguments = ["train", "--masker", "clmae", *TWO_STEPS, "--out", "run"]
     in_installed(installed, f"from maskzoo.cli import main; main({arguments!r})", tmp_path)
@@ -187,6 +189,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return made
 
 
+@pytest.mark.long
 def test_a_foreign_strategy_is_listed_with_its_package(environment: Environment, tmp_path: Path):
     lines = succeeded(environment.maskzoo("plugins", cwd=tmp_path)).splitlines()
     assert ["stranger_stripes", "stranger-stripes", "2.5", "stripes"] in [line.split() for line in lines]
@@ -200,6 +203,7 @@ def test_a_foreign_strategy_is_listed_with_its_package(environment: Environment,
     assert "stranger-stripes 2.5" in shown
 
 
+@pytest.mark.long
 def test_a_foreign_strategy_trains_next_to_a_broken_one(environment: Environment, tmp_path: Path):
     setting = "masking.strategy.jitter=0.5"
     done = environment.maskzoo("train", "--masker", "stripes", *TWO_STEPS, "--set", setting, cwd=tmp_path)
@@ -212,6 +216,7 @@ def test_a_foreign_strategy_trains_next_to_a_broken_one(environment: Environment
     assert len((run_folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.long
 def test_a_broken_foreign_package_is_named_with_its_cause_when_a_name_is_missing(
     environment: Environment, tmp_path: Path
 ):
@@ -225,6 +230,7 @@ def test_a_broken_foreign_package_is_named_with_its_cause_when_a_name_is_missing
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_broken_foreign_package_changes_nothing_otherwise(environment: Environment, tmp_path: Path):
     done = environment.maskzoo("train", *TWO_STEPS, cwd=tmp_path)
     assert "stranger" not in succeeded(done) + done.stderr
