@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from maskzoo.errors import RecipeError as RecipeError
     from maskzoo.hookspecs import hookimpl as hookimpl
     from maskzoo.mask import Mask as Mask
+    from maskzoo.metrics import Metric as Metric
     from maskzoo.protocols import Backbone as Backbone
     from maskzoo.protocols import CurriculumSchedule as CurriculumSchedule
     from maskzoo.protocols import Dataset as Dataset
@@ -44,6 +45,7 @@ _HOMES = {
     "official": "",
     "hookimpl": "hookspecs",
     "Mask": "mask",
+    "Metric": "metrics",
     "Recipe": "recipe",
     "Registry": "registry",
     "Session": "train",
@@ -87,6 +89,7 @@ __all__ = [  # pinned by a test against _HOMES
     "MaskZooError",
     "MaskingContext",
     "MaskingStrategy",
+    "Metric",
     "Objective",
     "Outcome",
     "Part",

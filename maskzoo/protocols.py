@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from maskzoo import processes
 from maskzoo.errors import ContractError
 from maskzoo.mask import Mask
+from maskzoo.metrics import Metric
 from maskzoo.seeds import stream
 
 Need = Literal["teacher", "attention", "features", "patch_loss", "labels"]
@@ -577,17 +578,18 @@ class Encoder(Protocol):
 
 
 class Evaluator(Protocol):
-    """Measures what an encoder has learnt, in named figures.
+    """Measures what an encoder has learned, in named metrics.
 
     It may say what it `needs`: "labels" of the data, "patch_loss" of the objective.
     """
 
     name: ClassVar[str]
 
-    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield (name, value), e.g. ("top1", 0.87); nothing where there is nothing to measure.
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[Metric | tuple[str, float]]:
+        """Yield metrics, e.g. Metric("top1", 0.87, "higher", "share", "k-NN top-1"); nothing where nothing can be
+        measured. Of a plain (name, value) neither direction nor unit is known, so that no cell is better by it.
 
-        Figures that are shares of images begin with "top1". MaskZooError says why it cannot measure what is there.
+        MaskZooError says why it cannot measure what is there.
         """
         ...
 

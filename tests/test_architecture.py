@@ -20,7 +20,7 @@ PLUGINS = sorted((ROOT / "plugins").glob("*.py"))
 
 # A module may import from its own level and from those before it.
 LEVELS = (
-    {"mask", "errors", "seeds", "alarms", "processes", "plain", "memory", "signals"},
+    {"mask", "errors", "seeds", "alarms", "processes", "plain", "memory", "signals", "metrics"},
     {"protocols"},
     {"hookspecs"},
     {"registry"},
@@ -48,6 +48,7 @@ PUBLIC = [
     "MaskZooError",
     "MaskingContext",
     "MaskingStrategy",
+    "Metric",
     "Objective",
     "Outcome",
     "Part",

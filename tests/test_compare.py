@@ -23,7 +23,7 @@ import tomli_w
 from rich.console import Console
 from scipy import stats
 
-from maskzoo.compare.cells import gather, lower_is_better, signed, unit
+from maskzoo.compare.cells import gather, signed
 from maskzoo.compare.latex import escaped, latex, quoted
 from maskzoo.compare.readings import POINTS, read_run
 from maskzoo.compare.report import folder_name, refuse_foreign, report, report_on
@@ -341,11 +341,22 @@ def test_nothing_to_compare_is_an_error_that_says_why(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("score", "lower", "sign"),
-    [("knn/top1", False, "%"), ("reconstruction/loss on fixed masks", True, ""), ("knn/top1 k=5", False, "%")],
+    ("score", "better", "unit"),
+    [
+        ("knn/top1", "higher", (100.0, 1, "%")),
+        ("fewshot/top1 (5 a class)", "higher", (100.0, 1, "%")),
+        ("reconstruction/loss on fixed masks", "lower", (1.0, 3, "")),
+        ("foreign/top1 error", None, (1.0, 3, "")),
+        ("foreign/loss", None, (1.0, 3, "")),
+        ("foreign/rate", None, (1.0, 3, "")),
+    ],
 )
-def test_a_score_is_read_by_its_name(score: str, lower: bool, sign: str):
-    assert (lower_is_better(score), unit(score)[2]) == (lower, sign)
+def test_what_is_better_and_in_which_unit_is_declared_and_never_guessed(
+    tmp_path: Path, score: str, better: str | None, unit: tuple[float, int, str]
+):
+    comparison = gather([make_run(tmp_path / "a", scores={score: 0.3})])
+    assert comparison.scores == [score]
+    assert (comparison.better(score), comparison.unit(score)) == (better, unit)
 
 
 def test_what_an_evaluator_chose_is_no_score(tmp_path: Path):

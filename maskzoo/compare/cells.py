@@ -14,15 +14,13 @@ from maskzoo.compare.readings import Reading, gone, named, read, read_run
 from maskzoo.compare.scores import with_scores
 from maskzoo.compare.statistics import Difference, Summary, best, corrected, paired, summarise
 from maskzoo.errors import DataError, RecipeError
+from maskzoo.metrics import Better, Metric, declared
 from maskzoo.plain import FREE_KEYS
 
 # Keys that decide no figure: where and how a run was done, and what it kept.
 ASIDE = FREE_KEYS | {"train.seed"}
 MEASURED = r"evaluation\b"  # how a key begins that says what was measured: a score's own name says that
-LOWER_IS_BETTER = ("loss", "error", "nll", "ece", "rmse", "mse", "fid", "seconds")  # how such a score's name begins
-PERCENT = ("top1", "top5", "accuracy", "miou")  # how the name of a share begins
 UNTRAINED = "before training"  # the name of a row
-NO_SCORES = ("penalty", "rate")  # what an evaluator has chosen, not what it has measured
 
 
 @attrs.frozen(eq=False)
@@ -62,7 +60,24 @@ class Comparison:
     def scores(self) -> list[str]:
         """The names of everything that any run was measured by, in the order in which they came."""
         names = dict.fromkeys(name for cell in self.cells for run in cell.runs.values() for name in run.scores)
-        return [name for name in names if name.partition("/")[2] not in NO_SCORES and not name.endswith(" +-")]
+        return [name for name in names if self.metric(name).result]
+
+    def metric(self, score: str) -> Metric:
+        """What is declared about a score; its value says nothing."""
+        evaluator, _, name = score.partition("/")
+        return declared(evaluator.partition(" ")[0], name, 0.0)
+
+    def better(self, score: str) -> Better | None:
+        """Which way is better; None where no evaluator has declared it, so that no cell is better by it."""
+        return self.metric(score).better
+
+    def label(self, score: str) -> str:
+        """What a paper calls the score, e.g. "k-NN top-1"; the score's own name where nothing is declared."""
+        return self.metric(score).label or score
+
+    def unit(self, score: str) -> tuple[float, int, str]:
+        """What a score is multiplied by to be printed, its decimals, and its sign: shares are printed in percent."""
+        return (100.0, 1, "%") if self.metric(score).unit == "share" else (1.0, 3, "")
 
     @property
     def trained(self) -> list[Cell]:
@@ -92,28 +107,14 @@ class Comparison:
 
     def best(self, score: str) -> str | None:
         """The cell of runs that is better than all others, if the tests support that."""
-        if len({tuple(sorted(map(str, cell.first.data.items()))) for cell in self.trained}) > 1:
+        direction = self.better(score)
+        if direction is None or len({tuple(sorted(map(str, cell.first.data.items()))) for cell in self.trained}) > 1:
             return None
-        return best({cell.name: cell.values(score) for cell in self.trained}, lower=lower_is_better(score))
+        return best({cell.name: cell.values(score) for cell in self.trained}, lower=direction == "lower")
 
     def differing(self) -> list[str]:
         """The keys of the recipes in which the cells differ."""
         return differing([cell.first for cell in self.trained])
-
-
-def lower_is_better(score: str) -> bool:
-    """Whether a small value of this score is a good one, by its name."""
-    return _figure(score).startswith(LOWER_IS_BETTER)
-
-
-def unit(score: str) -> tuple[float, int, str]:
-    """What a score is multiplied by to be printed, its decimals, and its sign: shares are printed in percent."""
-    return (100.0, 1, "%") if _figure(score).startswith(PERCENT) else (1.0, 3, "")
-
-
-def _figure(score: str) -> str:
-    """What an evaluator calls its figure: of "knn/top1", the latter."""
-    return (score.partition("/")[2] or score).lower()
 
 
 def differing(runs: Sequence[Reading]) -> list[str]:

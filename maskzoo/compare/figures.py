@@ -13,7 +13,7 @@ import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maskzoo.compare.cells import Cell, Comparison, unit
+from maskzoo.compare.cells import Cell, Comparison
 
 # Okabe and Ito's colours, which most people can tell apart, and a dash for the rounds after the first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5b5b5b")
@@ -118,7 +118,7 @@ def _curves(axes: Axes, comparison: Comparison, cells: Sequence[Cell], name: str
 
 def _compute(axes: Axes, comparison: Comparison, score: str) -> None:
     """A dot a run, and a larger one with the interval a cell, over what its training took."""
-    factor, _, sign = unit(score)
+    factor, _, sign = comparison.unit(score)
     counted = bool(comparison.flops) and all(cell.name in comparison.flops for cell in comparison.trained)
     most = (
         max((comparison.flops[cell.name] * cell.first.images for cell in comparison.trained), default=0)

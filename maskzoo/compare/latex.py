@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from maskzoo.compare.cells import Comparison, signed, unit
+from maskzoo.compare.cells import Comparison, signed
 from maskzoo.compare.tables import BUDGETS, NONE, Column, Entry, columns, not_trained_here
 
 STAR = "$^{*}$"
@@ -87,7 +87,7 @@ def _group(comparison: Comparison, columns: Sequence[Column]) -> tuple[str, list
     tests = comparison.differences(columns[0].score)
     if len(comparison.cells) == 1:
         return columns[0].head, [means]
-    factor, decimals, _ = unit(columns[0].score)
+    factor, decimals, _ = comparison.unit(columns[0].score)
     gaps = []
     for cell in comparison.cells:
         test = tests.get(cell.name)

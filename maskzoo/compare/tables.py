@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from maskzoo.compare.cells import UNTRAINED, Cell, Comparison, signed, unit
+from maskzoo.compare.cells import UNTRAINED, Cell, Comparison, signed
 from maskzoo.compare.statistics import FEW, Difference, Summary
 
 SPREAD = "SD"
@@ -48,7 +48,7 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("seeds", [Entry(str(len(cell.runs)) if cell.trained else NONE) for cell in cells]),
     ]
     for score in comparison.scores:
-        factor, decimals, sign = unit(score)
+        factor, decimals, sign = comparison.unit(score)
         head = f"{score} ({sign})" if sign else score
         summaries, differences = comparison.summaries(score), comparison.differences(score)
         leader = comparison.best(score)
