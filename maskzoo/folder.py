@@ -170,8 +170,10 @@ class RunFolder:
             measured.pop("problems", None)
             replace(self.path / "evaluation.json", json.dumps(measured, indent=2) + "\n")
 
-    def describe(self, session: Session, registry: Registry) -> None:
+    def describe(self, session: Session, registry: Registry, facts: Mapping[str, Any]) -> None:
         """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with.
+
+        `facts` are those of `provenance.facts`.
 
         A finished run stands on what it stood on.
         """
@@ -192,6 +194,7 @@ class RunFolder:
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("maskzoo", "torch", "torchvision", "timm")},
             "plugins": sorted({f"{plugin.distribution} {plugin.version}" for plugin in registry.plugins}),
+            **facts,
         }
         replace(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 

@@ -32,6 +32,7 @@ from maskzoo.loggers.several import Loggers
 from maskzoo.measuring import Measuring
 from maskzoo.memory import PeakMemory
 from maskzoo.protocols import Batch, Dataset
+from maskzoo.provenance import facts
 from maskzoo.recipe import Recipe, describe, make
 from maskzoo.registry import Registry
 from maskzoo.signals import listening, signals_held
@@ -108,7 +109,7 @@ def _run(
         session.stop_asked = session.stop_asked or stop_asked()
         with folder.writing():
             resumed = folder.open(session, console, resume=resume)
-            folder.describe(session, registry)
+            folder.describe(session, registry, facts(session, dataset, registry))
         console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
         if resumed:
             console.print(f"resumed at step {session.step} of {session.steps}", highlight=False)

@@ -27,7 +27,7 @@ LEVELS = (
     {"recipe", "backbones", "objectives", "teacher", "testing", "engine"},
     {"train"},
     {"build", "checkpoint", "weights", "matrix", "trained"},
-    {"official", "data", "evaluation", "pictures", "sheet", "loggers", "diagnosis", "folder"},
+    {"official", "data", "evaluation", "pictures", "sheet", "loggers", "diagnosis", "folder", "provenance"},
     {"gallery", "display", "measuring", "cost", "preview", "export"},
     {"run", "evaluate"},
     {"compare"},

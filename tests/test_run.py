@@ -124,6 +124,9 @@ def test_a_run_leaves_everything_that_explains_it(tmp_path: Path):
     environment = json.loads((out / "environment.json").read_text())
     assert environment["versions"]["torch"]
     assert any(plugin.startswith("maskzoo ") for plugin in environment["plugins"])
+    assert environment["images"] == {"train": 1437, "test": 360}
+    assert (environment["steps"], environment["classes"], environment["curriculum"]) == (9, 10, True)
+    assert {"clmae", "reconstruct", "digits", "knn"} <= {entry["name"] for entry in environment["used"]}
     with Image.open(out / "masks" / "curriculum.png") as picture:
         assert picture.width > 500
     with np.load(out / "masks" / "step-00000004.npz") as kept:

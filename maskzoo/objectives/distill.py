@@ -26,6 +26,10 @@ class Distill(DecodingObjective):
     """
 
     name: ClassVar[str] = "distill"
+    paper: ClassVar[str] = (
+        "Assran et al., Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture, "
+        "arXiv 2301.08243, CVPR 2023"
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({"teacher"})
 
     beta: float = attrs.field(  # below which difference the loss is quadratic: I-JEPA's; data2vec has 2 for images

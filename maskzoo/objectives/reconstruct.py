@@ -24,6 +24,7 @@ class Reconstruct(DecodingObjective):
     """Rebuild hidden patches with a small transformer decoder, as MAE does, or a linear map, as SimMIM does."""
 
     name: ClassVar[str] = "reconstruct"
+    paper: ClassVar[str] = "He et al., Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377, CVPR 2022"
 
     decoder: Literal["transformer", "linear"] = "transformer"  # "linear": of each patch's own latent; no decoder_*
     loss: Literal["mse", "l1"] = "mse"

@@ -136,6 +136,9 @@ class MaskSub(Classify):
     """Learn from the whole image by its label, and from a masked view by what was said of the whole one (MaskSub)."""
 
     name: ClassVar[str] = "masksub"
+    paper: ClassVar[str] = (
+        "Heo et al., Masking meets Supervision: A Strong Learning Alliance, arXiv 2306.11339, CVPR 2025"
+    )
 
     masked_statistics: bool = True  # whether BatchNorm's running averages see the masked images too, as published
     inverted: bool = False  # hide what the mask shows: at ratio 0.5 on 7 x 7 units what the published ResNet code does
