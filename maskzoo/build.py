@@ -369,7 +369,7 @@ def fingerprint(dataset: Dataset) -> str:
     files = [str(file) for file in getattr(dataset.train, "files", ())]
     root = os.path.commonpath(files) if files else ""
     names = "\n".join(os.path.relpath(file, root) for file in files)
-    return f"{len(dataset.train)} images, {hashlib.blake2b(names.encode(), digest_size=8).hexdigest()}"
+    return f"{len(dataset.train)} images, {hashlib.blake2b(os.fsencode(names), digest_size=8).hexdigest()}"
 
 
 def described(dataset: Dataset) -> Any:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
+from maskzoo.plain import printable, shortened
 
 if TYPE_CHECKING:
     from maskzoo.registry import Registry
 
 
 class Refusal(click.ClickException):
-    """A sentence about what the user can mend."""
+    """A message about what the user can mend."""
 
     exit_code = 2
+
+    def format_message(self) -> str:
+        """The message, with nothing in it that a terminal would obey."""
+        return printable(shortened(self.message))
 
 
 class Interruption(click.ClickException):
@@ -30,20 +37,53 @@ class Interruption(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Say it without the word error, and once."""
         if os.environ.get("RANK", "0") == "0":
-            click.echo(self.format_message(), file=file, err=True)
+            click.echo(printable(self.format_message()), file=file, err=True)
 
 
 class Commands(click.Group):
     """A group whose commands answer a MaskZooError with one sentence and exit code 2, or 75 for a stopped run."""
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the options that come before a command."""
+        try:
+            return super().make_context(*args, **options)
+        except click.ClickException as problem:
+            problem.message = printable(shortened(problem.message))  # type: ignore[misc]  # click calls it final
+            raise
+
     def invoke(self, context: click.Context) -> Any:
         """Run the command."""
+        _forgive_encodings()
         try:
             return super().invoke(context)
+        except click.ClickException as problem:  # what click finds wrong quotes what was typed
+            problem.message = printable(shortened(problem.message))  # type: ignore[misc]  # click calls it final
+            raise
         except StoppedError as problem:
             raise Interruption(str(problem)) from problem
         except MaskZooError as problem:
             raise Refusal(str(problem)) from problem
+        except (OSError, EOFError, MemoryError) as problem:  # of files and machines, which the user can mend
+            if isinstance(problem, BrokenPipeError):
+                raise  # click knows what to do
+            raise Refusal(_machine_words(problem)) from problem
+
+
+def _forgive_encodings() -> None:
+    """Let what the terminal's encoding lacks be printed as an escape instead of raising UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):  # replaced by something simpler, or closed
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _machine_words(problem: OSError | EOFError | MemoryError) -> str:
+    """What the system refused, in words."""
+    if isinstance(problem, MemoryError):
+        return f"the memory does not suffice ({problem}); make the model, the images or the batch smaller"
+    if isinstance(problem, EOFError):
+        return f"a file ended before it was read ({problem}); fetch or make it anew"
+    place = f"'{problem.filename}': " if problem.filename else ""
+    return f"{place}{problem.strerror or problem}"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -91,11 +131,10 @@ def train(recipe: Path | None, out: Path | None, resume: bool, **changes: Any) -
     SIGTERM, SIGINT or SIGUSR1 ends the run after the step in hand with a checkpoint and exit code 75; --resume then
     goes on where it was. Exit code 2: something that you can mend, said in a sentence.
     """
-    from rich.console import Console
-
     from maskzoo.recipe import Recipe
     from maskzoo.registry import Registry
     from maskzoo.run import run
+    from maskzoo.terminal import Console
 
     registry = Registry()
     if recipe is None and resume and out is not None and (out / "recipe.toml").exists():
@@ -148,7 +187,7 @@ def _data(text: str, registry: Registry) -> Any:
     known = registry.classes("dataset")
     if text in known:
         return text
-    if Path(text).is_dir():
+    if os.path.isdir(text):  # False also for a name that no file can have
         return {"use": "folder", "root": text}
     from maskzoo.registry import nearest
 
@@ -163,11 +202,10 @@ def cost(recipe: Path | None, **changes: Any) -> None:
 
     RECIPE and the options are those of `maskzoo train`. Matrix products, convolutions and attention are counted.
     """
-    from rich.console import Console
-
     from maskzoo.cost import cost_table
     from maskzoo.recipe import Recipe
     from maskzoo.registry import Registry
+    from maskzoo.terminal import Console
 
     registry = Registry()
     plain = changed(recipe, registry, **changes)
@@ -206,10 +244,9 @@ def evaluate(
         raise RecipeError("--weights, --pretrained and --out go with --backbone; a run has its own")
     if backbone is not None and out is None:
         raise RecipeError("--out: say in which folder the figures of --backbone are to be kept")
-    from rich.console import Console
-
     from maskzoo.evaluate import Wishes, evaluate_backbone, evaluate_run
     from maskzoo.registry import Registry
+    from maskzoo.terminal import Console
 
     registry = Registry()
     if wishes["data"] is not None:
@@ -237,12 +274,11 @@ def preview(images: tuple[Path, ...], out: Path, no_terminal: bool, **wish: Any)
 
     Those that look through a model (attmask, pooled-query, clmae) need --run, or, where they learn nothing, --backbone.
     """
-    from rich.console import Console
-
     from maskzoo.preview import Wish
     from maskzoo.preview import preview as draw
     from maskzoo.recipe import parse
     from maskzoo.registry import Registry
+    from maskzoo.terminal import Console
 
     read = {name: parse(text) for name in ("masker", "schedule", "ratio") if (text := wish.pop(name)) is not None}
     draw(images, Wish(**read, **wish), out, Registry(), Console(), terminal=not no_terminal)
@@ -257,10 +293,9 @@ def export(run: Path, to: str, folder: Path) -> None:
 
     After `--to timm`, timm.create_model('local-dir:FOLDER', pretrained=True) has it, and timm's transforms fit.
     """
-    from rich.console import Console
-
     from maskzoo.export import export as write
     from maskzoo.registry import Registry
+    from maskzoo.terminal import Console
     from maskzoo.trained import open_run
 
     for sentence in write(open_run(run, Registry()), to, folder):
@@ -294,7 +329,7 @@ def compare(runs: tuple[Path, ...], recipe: Path | None, settings: tuple[str, ..
     Stopped at any point (exit code 75), the same command goes on where it was; so does --out FOLDER alone. With RUN
     after RUN, report on runs that are there already. The report is one page, report.html, beside tables and figures.
     """
-    from rich.console import Console
+    from maskzoo.terminal import Console
 
     console = Console()
     ours = ("maskers", "vary", "seeds", "baseline", "equal", "jobs", "devices", "launcher", "launch", "out", "dry_run")
@@ -343,11 +378,11 @@ def list_(kinds: tuple[str, ...], matrix: bool) -> None:
     if matrix:
         print_matrix()
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from maskzoo.registry import KINDS, Registry, nearest
+    from maskzoo.terminal import Console
 
     plurals = {f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s": kind for kind in KINDS}
     unknown = [kind for kind in kinds if kind not in plurals]
@@ -368,11 +403,11 @@ def list_(kinds: tuple[str, ...], matrix: bool) -> None:
 
 def print_matrix() -> None:
     """Which strategy goes with which backbone and objective, a table for objectives that provide the same."""
-    from rich.console import Console
     from rich.table import Column, Table
 
     from maskzoo.matrix import matrices
     from maskzoo.registry import Registry
+    from maskzoo.terminal import Console
 
     console = Console()
     for matrix in matrices(Registry()):
@@ -390,9 +425,8 @@ def print_matrix() -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Show what NAME is: its options, needs, default curriculum, paper and plugin."""
-    from rich.console import Console
-
     from maskzoo.registry import KINDS, Registry, nearest
+    from maskzoo.terminal import Console
 
     registry = Registry()
     found = [(kind, registry.classes(kind)[name]) for kind in KINDS if name in registry.classes(kind)]
@@ -476,11 +510,11 @@ def _default_words(default: Any) -> str:
 @main.command()
 def plugins() -> None:
     """List every plugin, where it comes from, what it offers, and what is wrong with it."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from maskzoo.registry import Registry
+    from maskzoo.terminal import Console
 
     registry, console = Registry(), Console()
     table = Table("plugin", "distribution", "offers", box=None, pad_edge=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ import maskzoo
 from maskzoo.backbones.adapter import TimmBackbone
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.evaluation.features import evaluating
+from maskzoo.plain import is_utf8, printable
 from maskzoo.recipe import describe
 from maskzoo.seeds import stream
 from maskzoo.trained import Trained
@@ -35,6 +37,10 @@ def export(trained: Trained, to: str, folder: Path) -> list[str]:
     Nothing that exists is overwritten. What is written for timm is opened again and compared with the run's own
     features before it gets its name. Raises RecipeError, or MaskZooError where it cannot be written.
     """
+    if not is_utf8(str(folder.absolute())):
+        raise RecipeError(
+            f"'{printable(folder)}' is not UTF-8, and weights cannot be opened there; choose another folder"
+        )
     try:
         place = folder.resolve()  # "." has no name to put another beside
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
@@ -49,7 +55,7 @@ def export(trained: Trained, to: str, folder: Path) -> list[str]:
         beside.mkdir(parents=True)
         said = (to_timm if to == "timm" else to_safetensors)(trained, beside, folder, statistics)
         arrive(beside, place)
-    except OSError as problem:
+    except (OSError, SafetensorError) as problem:  # the latter where the disk is full
         raise unwritable(folder, problem) from problem
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from maskzoo import checkpoint, processes
 from maskzoo.errors import MaskZooError, RecipeError
-from maskzoo.plain import FREE_KEYS, replace, shown
+from maskzoo.plain import FREE_KEYS, printable, replace, shown
 from maskzoo.recipe import Recipe, completed, plain_of, read, write
 from maskzoo.registry import Registry
 from maskzoo.train import Session
@@ -224,11 +224,11 @@ class RunFolder:
 
     def warn(self, sentence: str, console: Console, kind: str = "warnings") -> None:
         """Say a sentence and keep it in `warnings.txt`, or another such file, unless it is there already."""
-        line = " ".join(sentence.split())
+        line = printable(" ".join(sentence.split()))
         record = self.path / f"{kind}.txt"
         if record.exists() and line in record.read_text(errors="replace").splitlines():
             return
-        with self.writing(), record.open("a") as file:
+        with self.writing(), record.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         console.print(line, style="yellow", highlight=False, markup=False)
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from maskzoo.mask import Mask
+from maskzoo.plain import printable
 
 HIDDEN = (0.20, 0.22, 0.27)  # the colour over hidden patches: in no photograph by chance, and dark in print
 INK = "#1f2430"
@@ -89,10 +90,10 @@ def _draw(rows: Sequence[Tensor], titles: Sequence[str], path: Path, title: str,
                 axes.imshow(_pixels(image), interpolation="nearest")
                 axes.set_axis_off()
                 if column == 0:
-                    axes.text(-0.12, 0.5, row_title, transform=axes.transAxes, ha="right", va="center")
-        figure.text(0.01, 1 - 0.12 / figure.get_figheight(), title, ha="left", va="top", fontweight="bold")
+                    axes.text(-0.12, 0.5, printable(row_title), transform=axes.transAxes, ha="right", va="center")
+        figure.text(0.01, 1 - 0.12 / figure.get_figheight(), printable(title), ha="left", va="top", fontweight="bold")
         if note:
-            figure.text(0.01, 0.08 / figure.get_figheight(), note, ha="left", va="bottom", fontsize=7.5)
+            figure.text(0.01, 0.08 / figure.get_figheight(), printable(note), ha="left", va="bottom", fontsize=7.5)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".part")
         figure.savefig(beside, format="png")

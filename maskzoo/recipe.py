@@ -26,11 +26,14 @@ from cattrs.gen import make_dict_structure_fn
 from torch import nn
 
 from maskzoo.errors import ContractError, MaskZooError, RecipeError
+from maskzoo.plain import is_utf8, printable, quoted
 from maskzoo.protocols import CurriculumSchedule, Part
 from maskzoo.registry import Kind, Registry, indefinite, nearest
 
 Use = str | float | Mapping[str, Any]
 T = TypeVar("T")
+MOST_NESTED = 50  # tables and lists within each other
+LONGEST_KEY = 120  # letters of a key's path in a message
 positive = attrs.validators.gt(0)
 KIND_OF_KEY: Mapping[str, Kind] = {  # what is named at a key of a recipe; elsewhere it is a schedule
     "data": "dataset",
@@ -149,9 +152,35 @@ class Recipe:
         What a plugin makes of its own options is checked when it is built, by `make`.
         """
         try:
+            _refuse_unwritable(plain)
             return _plain_converter().structure(_of_today(plain), cls)
         except Exception as problem:
             raise RecipeError("\n".join(_sentences(problem, "recipe"))) from problem
+
+
+def _refuse_unwritable(value: Any, key: str = "", depth: int = 0) -> None:
+    """Refuse what a TOML file cannot hold, or no reader of one takes, since a run's recipe is kept in a file."""
+    problem = ""
+    if depth > MOST_NESTED:
+        raise RecipeError(f"tables and lists are nested more than {MOST_NESTED} deep", key=key[:LONGEST_KEY])
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_unwritable(str(name), key, depth)
+            _refuse_unwritable(item, f"{key}.{name}" if key else str(name), depth + 1)
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            _refuse_unwritable(item, f"{key}[{position}]", depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        problem = f"a whole number has at most 64 bits, got {quoted(value)}"
+    elif isinstance(value, str) and "\0" in value:
+        problem = f"a text has no NUL characters, got {quoted(value)}"
+    elif isinstance(value, str) and not is_utf8(value):
+        problem = (
+            f"'{printable(value)}' is not UTF-8, and a recipe holds nothing else; rename what is called so, or name a "
+            "link to it (ln -s)"
+        )
+    if problem:
+        raise RecipeError(problem, key=key)
 
 
 def _of_today(plain: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -330,7 +359,7 @@ class _Maker:
         if isinstance(use, int | float) and not isinstance(use, bool) and kind == "schedule":
             return {"use": "constant", "value": float(use)}
         if not isinstance(use, str):
-            raise RecipeError(f"expected {indefinite(kind)}: a name, or a table with `use`, got {use!r}")
+            raise RecipeError(f"expected {indefinite(kind)}: a name, or a table with `use`, got {quoted(use)}")
         name, *values = use.split(":")
         table: dict[str, Any] = {"use": name}
         if not values:
@@ -392,7 +421,7 @@ def _plain_converter() -> cattrs.Converter:
 def _scalar(wanted: type[T], accepted: tuple[type, ...], words: str) -> Callable[[Any, Any], T]:
     def check(value: Any, _: Any) -> T:
         if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
-            raise RecipeError(f"expected {words}, got {value!r}")
+            raise RecipeError(f"expected {words}, got {quoted(value)}")
         return wanted(value)  # type: ignore[call-arg]
 
     return check
@@ -428,7 +457,7 @@ def _one_of(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
     expected = [
         re.fullmatch(r"expected (.*), got .*", sentence) for one in problems for sentence in _sentences(one, "")
     ]
-    raise RecipeError(f"expected {' or '.join(match[1] for match in expected if match)}, got {value!r}")
+    raise RecipeError(f"expected {' or '.join(match[1] for match in expected if match)}, got {quoted(value)}")
 
 
 def _is_list(wanted: Any) -> bool:
@@ -441,7 +470,7 @@ def _items(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
     kinds = list(get_args(wanted))
     fixed = origin is tuple and Ellipsis not in kinds
     if not isinstance(value, list | tuple) or (fixed and len(value) != len(kinds)):
-        raise RecipeError(f"expected {f'{len(kinds)} values' if fixed else 'a list'}, got {value!r}")
+        raise RecipeError(f"expected {f'{len(kinds)} values' if fixed else 'a list'}, got {quoted(value)}")
     made, problems = [], {}
     for position, (item, kind) in enumerate(zip(value, kinds if fixed else [kinds[0]] * len(value), strict=True)):
         try:
@@ -465,7 +494,7 @@ def _is_literal(wanted: Any) -> bool:
 def _literal(value: Any, wanted: Any) -> Any:
     if value not in get_args(wanted):
         choices = ", ".join(repr(choice) for choice in get_args(wanted))
-        raise RecipeError(f"expected one of {choices}, got {value!r}")
+        raise RecipeError(f"expected one of {choices}, got {quoted(value)}")
     return value
 
 
@@ -513,4 +542,6 @@ def _placed(problem: BaseException, cls: type | None) -> tuple[str, str]:
 
 
 def _line(path: str, sentence: str) -> str:
+    if len(path) > LONGEST_KEY:
+        path = f"{path[:LONGEST_KEY]}..."
     return f"{path}: {sentence}" if path else sentence

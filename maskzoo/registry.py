@@ -32,6 +32,7 @@ HOOKS: dict[Kind, str] = {
 }
 GROUP = "maskzoo"
 LIKE = 0.6  # of two names, 1 being equal, from which one is offered for the other
+LONGEST_NAME = 100  # letters of a name that are compared with those of others
 OURS = "maskzoo"  # the distribution whose names always win
 
 
@@ -146,7 +147,7 @@ class Registry:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint at what was meant: the nearest of the known names, or all of them."""
-    known = list(known)
+    known, name = list(known), name[:LONGEST_NAME]
 
     def likeness(other: str) -> float:
         """Also to the beginning of a longer name: 'vit_tinny' is meant for 'vit_tiny_patch16_224'."""

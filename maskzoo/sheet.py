@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from maskzoo.pictures import INK
+from maskzoo.plain import printable
 
 OWNER = "MaskZoo preview"  # what a picture says of itself, so that it may be drawn anew in its place
 LEAST_CELLS, MOST_CELLS = 12, 32  # characters across an image in a terminal, where the patches allow it
@@ -101,7 +102,7 @@ def wrapped(text: str, width: float, size: float, weight: str = "normal") -> lis
         return float(renderer.get_text_width_height_descent(line, font, ismath=False)[0]) / DOTS <= width
 
     lines = [""]
-    for word in text.split():
+    for word in printable(text).split():
         longer = f"{lines[-1]} {word}".strip()
         if fits(longer):
             lines[-1] = longer
@@ -137,6 +138,7 @@ def half_blocks(columns: Sequence[Column], names: Sequence[str], width: int, gri
         small = [(adaptive_avg_pool2d(column.seen, (2 * rows, cells)) * 255).round().int().tolist() for column in band]
         for image, name in enumerate(names):
             lines += [_line([column[image] for column in small], row, wide) for row in range(rows)]
+            name = printable(name)
             lines += [Text(name[start : start + width]) for start in range(0, len(name), width)]
     return lines
 

@@ -30,6 +30,7 @@ from maskzoo.compare.tables import (
     statistics_csv,
 )
 from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.plain import printable
 
 MASKERS_OWN = ("masking.", "teacher.", "train.epochs", "train.steps")  # keys on which neither weights nor crops hang
 KEPT = ("recipe.toml", "environment.json", "evaluation.json")  # of each run, from which it can be done again
@@ -136,14 +137,14 @@ def tell(comparison: Comparison, out: Path, console: Console) -> None:
 def _write(out: Path, comparison: Comparison) -> None:
     out.mkdir(parents=True, exist_ok=True)
     _keep_sources(out / "sources", comparison)
-    (out / "results.csv").write_text(results_csv(comparison), encoding="utf-8")
-    (out / "statistics.csv").write_text(statistics_csv(comparison), encoding="utf-8")
-    (out / "table.md").write_text(markdown(comparison), encoding="utf-8")
-    (out / "table.tex").write_text(latex(comparison), encoding="utf-8")
+    (out / "results.csv").write_text(printable(results_csv(comparison)), encoding="utf-8")
+    (out / "statistics.csv").write_text(printable(statistics_csv(comparison)), encoding="utf-8")
+    (out / "table.md").write_text(printable(markdown(comparison)), encoding="utf-8")
+    (out / "table.tex").write_text(printable(latex(comparison)), encoding="utf-8")
     from maskzoo.compare.figures import draw_all  # late, for matplotlib takes its time
 
     drawn = draw_all(comparison, out / "figures")
-    (out / "report.html").write_text(page(comparison, drawn), encoding="utf-8")
+    (out / "report.html").write_text(printable(page(comparison, drawn)), encoding="utf-8")
 
 
 def folder_name(name: str) -> str:
