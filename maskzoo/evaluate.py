@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import MAX_BROKEN, Statistics, WholeImages
 from maskzoo.evaluation.options import shown, told, words_of
 from maskzoo.folder import RunFolder
-from maskzoo.plain import replace
+from maskzoo.plain import json_text, parse_json, write_json
 from maskzoo.protocols import Dataset, Pooling
 from maskzoo.recipe import Recipe, Use, describe, make, parse, plain_of, put, read
 from maskzoo.registry import Registry, nearest
@@ -305,12 +304,12 @@ def _add(path: Path, measured: Mapping[str, Any], entry: Mapping[str, Any]) -> N
         others[places[0]] = entry
     else:
         others.append(entry)
-    replace(path, json.dumps({**measured, KEY: others}, indent=2, allow_nan=False) + "\n")
+    write_json(path, {**measured, KEY: others})
 
 
 def _settings(entry: Mapping[str, Any]) -> Any:
     """All that decides an entry's figures, as it is read back from JSON."""
-    return json.loads(json.dumps({name: value for name, value in entry.items() if name not in FOUND}))
+    return parse_json(json_text({name: value for name, value in entry.items() if name not in FOUND}), "an entry")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import maskzoo
 from maskzoo.backbones.adapter import TimmBackbone
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.evaluation.features import evaluating
-from maskzoo.plain import is_utf8, printable
+from maskzoo.plain import is_utf8, printable, read_json
 from maskzoo.recipe import describe
 from maskzoo.seeds import stream
 from maskzoo.trained import Trained
@@ -200,7 +200,7 @@ def ends_in_head(model: Any) -> bool:
 
 def correct(config: Path, statistics: Mapping[str, list[float]], keep: tuple[str, ...]) -> None:
     """Take out of timm's config what is not known of these weights, or was said of timm's own."""
-    plain = json.loads(config.read_text(encoding="utf-8"))
+    plain = read_json(config)
     wrong = [name for name in NOT_OURS if name not in keep] + ([] if statistics else ["mean", "std"])
     plain["pretrained_cfg"] = {name: value for name, value in plain["pretrained_cfg"].items() if name not in wrong}
     config.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import os
 import platform
 import shutil
@@ -23,11 +21,24 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from maskzoo import checkpoint, processes
-from maskzoo.errors import MaskZooError, RecipeError
-from maskzoo.plain import FREE_KEYS, printable, replace, shown
+from maskzoo.errors import DataError, MaskZooError, RecipeError
+from maskzoo.plain import (
+    FREE_KEYS,
+    LEFTOVER,
+    is_number,
+    printable,
+    read_json,
+    read_lines,
+    replace,
+    shown,
+    step_line,
+    write_json,
+)
 from maskzoo.recipe import Recipe, completed, plain_of, read, write
 from maskzoo.registry import Registry
 from maskzoo.train import Session
+
+SECTIONS = {"before": dict, "after": dict, "settings": dict, "problems": dict, "evaluations": list}  # evaluation.json
 
 
 @attrs.frozen
@@ -119,9 +130,9 @@ class RunFolder:
 
     def _writer(self) -> str:
         try:
-            environment = json.loads((self.path / "environment.json").read_text())
+            environment = read_json(self.path / "environment.json")
             return f" (process {environment['process']} on {environment['host']})"
-        except (OSError, ValueError, KeyError):
+        except (DataError, KeyError):
             return ""
 
     def open(self, session: Session, console: Console, *, resume: bool) -> bool:
@@ -158,7 +169,7 @@ class RunFolder:
         """Forget what came at or after `step`, which is about to be done again."""
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
-            kept = [line for line in metrics.read_text(errors="replace").splitlines() if _step_of(line) < step]
+            kept = [line for line in read_lines(metrics) if (told := step_line(line)) and told["step"] < step]
             text = "".join(f"{line}\n" for line in kept)
             if text.encode() != metrics.read_bytes():
                 replace(metrics, text)
@@ -168,7 +179,7 @@ class RunFolder:
         measured = self.evaluation()
         if not finished and measured.pop("after", None) is not None:
             measured.pop("problems", None)
-            replace(self.path / "evaluation.json", json.dumps(measured, indent=2) + "\n")
+            write_json(self.path / "evaluation.json", measured)
 
     def describe(self, session: Session, registry: Registry, facts: Mapping[str, Any]) -> None:
         """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with.
@@ -196,7 +207,7 @@ class RunFolder:
             "plugins": sorted({f"{plugin.distribution} {plugin.version}" for plugin in registry.plugins}),
             **facts,
         }
-        replace(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        write_json(self.path / "environment.json", environment)
 
     @contextmanager
     def metrics(self) -> Iterator[TextIO]:
@@ -240,25 +251,21 @@ class RunFolder:
 
     def usual_speeds(self) -> dict[str, float]:
         """The median over the steps of the images a second: of all, of the loader alone, of the step alone."""
-        path = self.path / "metrics.jsonl"
-        steps = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        steps = list(filter(None, map(step_line, read_lines(self.path / "metrics.jsonl"))))
         names = ("images_per_second", "loader_images_per_second", "step_images_per_second")
-        known = {name: [step[name] for step in steps if name in step] for name in names}
+        known = {name: [step[name] for step in steps if is_number(step.get(name))] for name in names}
         return {name: statistics.median(speeds) for name, speeds in known.items() if speeds}
 
     def evaluation(self) -> dict[str, Any]:
         """What has been measured so far; RecipeError where that cannot be read."""
         path = self.path / "evaluation.json"
         try:
-            held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except ValueError as problem:
-            held, reason = None, str(problem)
-        else:
-            reason = "it holds no table of values"
-        if not isinstance(held, dict):
-            raise RecipeError(
-                f"'{path}' cannot be read ({reason}); rename it, and what was in it can be measured again"
-            )
+            held: dict[str, Any] = read_json(path, missing={})
+            for name, kind in SECTIONS.items():
+                if not isinstance(held.get(name, kind()), kind):
+                    raise DataError(f"'{path}' cannot be read: '{name}' is no {'list' if kind is list else 'table'}")
+        except DataError as problem:
+            raise RecipeError(f"{problem}; rename it, and what was in it can be measured again") from None
         return held
 
     def add_evaluation(
@@ -286,16 +293,10 @@ class RunFolder:
         whole = {**self.evaluation(), "settings": settings, when: dict(figures)}
         if problems:
             whole["problems"] = dict(problems)
-        replace(self.path / "evaluation.json", json.dumps(whole, indent=2) + "\n")
+        write_json(self.path / "evaluation.json", whole)
 
 
 def unused(path: Path) -> bool:
     """Whether this is a folder without anything in it; a run that was killed at once may have left a lock."""
-    return path.is_dir() and {entry.name for entry in path.iterdir()} <= {"lock", "recipe.toml.part"}
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line that was being written when the run was killed
+    left = ("lock", "recipe.toml.part")  # the latter by an older MaskZoo
+    return path.is_dir() and all(one.name in left or LEFTOVER.fullmatch(one.name) for one in path.iterdir())

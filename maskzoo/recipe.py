@@ -7,7 +7,6 @@ or short `"linear:0.5:0.75"`, or, where a schedule is wanted, a bare number.
 from __future__ import annotations
 
 import re
-import tomllib
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,8 +24,8 @@ from cattrs.errors import (
 from cattrs.gen import make_dict_structure_fn
 from torch import nn
 
-from maskzoo.errors import ContractError, MaskZooError, RecipeError
-from maskzoo.plain import is_utf8, printable, quoted
+from maskzoo.errors import ContractError, DataError, MaskZooError, RecipeError
+from maskzoo.plain import is_utf8, parse_toml, printable, quoted, read_toml
 from maskzoo.protocols import CurriculumSchedule, Part
 from maskzoo.registry import Kind, Registry, indefinite, nearest
 
@@ -237,11 +236,9 @@ def completed(plain: Any, registry: Registry, kind: Kind = "schedule") -> Any:
 def read(path: Path) -> dict[str, Any]:
     """The plain values of a TOML file. Raises RecipeError where it is missing or is no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise RecipeError(f"cannot read the recipe '{path}': {problem}") from None
-    except tomllib.TOMLDecodeError as problem:
-        raise RecipeError(f"'{path}' is not valid TOML: {problem}") from None
+        return read_toml(path)
+    except DataError as problem:
+        raise RecipeError(f"the recipe {problem}") from None
 
 
 def write(plain: Mapping[str, Any]) -> str:
@@ -279,10 +276,15 @@ def put(plain: dict[str, Any], key: str, value: Any) -> None:
 
 
 def parse(text: str) -> Any:
-    """A value as TOML writes it (numbers, true, lists, tables), or else the text itself."""
+    """A value as TOML writes it (numbers, true, lists, tables), or else the text itself.
+
+    Raises DataError for a number that needs more than 64 bits, and for what is nested too deeply.
+    """
     try:
-        table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        table = parse_toml(f"value = {text}", "the value")
+    except DataError as problem:
+        if " is not valid TOML" not in str(problem):
+            raise
         return text
     return table["value"] if len(table) == 1 else text
 

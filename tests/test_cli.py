@@ -289,9 +289,9 @@ def test_resuming_in_a_folder_that_holds_no_run_is_refused_and_leaves_it_alone(f
 def test_a_recipe_that_is_missing_or_no_toml_or_a_folder_is_refused(folder: Path):
     (folder / "bad.toml").write_text("train = = 3")
     (folder / "dir.toml").mkdir()
-    assert refused("train", "missing.toml").startswith("cannot read the recipe 'missing.toml'")
-    assert refused("train", "bad.toml").startswith("'bad.toml' is not valid TOML: ")
-    assert refused("train", "dir.toml").startswith("cannot read the recipe 'dir.toml'")
+    assert refused("train", "missing.toml").startswith("the recipe 'missing.toml' is missing")
+    assert refused("train", "bad.toml").startswith("the recipe 'bad.toml' is not valid TOML: ")
+    assert refused("train", "dir.toml").startswith("the recipe 'dir.toml' cannot be read")
 
 
 def test_what_is_wrong_in_a_recipe_file_is_refused_with_its_path(folder: Path):

@@ -214,7 +214,7 @@ def test_a_damaged_record_is_said_before_anything_is_measured(digits_run: Path, 
     path = digits_run / "evaluation.json"
     path.write_text(text)
     try:
-        with pytest.raises(RecipeError, match=r"evaluation\.json' cannot be read .*rename it"):
+        with pytest.raises(RecipeError, match=r"evaluation\.json' cannot be read.*rename it"):
             evaluate_run(digits_run, Wishes(evaluators="throws-if-called", device="cpu"), _WithThrows(), listening())
         assert path.read_text() == text
     finally:

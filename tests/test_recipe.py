@@ -193,9 +193,9 @@ def test_a_key_that_is_no_text_is_refused():
 
 # ------------------------------------------------------------------------------------------------------------- files
 def test_a_missing_file_and_one_that_is_no_toml_are_refused_by_name(tmp_path: Path):
-    with pytest.raises(RecipeError, match=r"cannot read the recipe '.*missing\.toml'"):
+    with pytest.raises(RecipeError, match=r"recipe '.*missing\.toml' is missing"):
         read(tmp_path / "missing.toml")
-    with pytest.raises(RecipeError, match="cannot read the recipe"):
+    with pytest.raises(RecipeError, match="cannot be read: it is a folder"):
         read(tmp_path)
     (tmp_path / "bad.toml").write_text("[train\nepochs = 3")
     with pytest.raises(RecipeError, match=r"'.*bad\.toml' is not valid TOML: .*line 1"):

@@ -28,7 +28,7 @@ from maskzoo.compare.plan import Job, Plan
 from maskzoo.compare.readings import read_run
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.options import words_of
-from maskzoo.plain import replace
+from maskzoo.plain import read_json, replace
 from maskzoo.recipe import Recipe, put, read
 from maskzoo.registry import Registry
 from maskzoo.run import run
@@ -320,7 +320,7 @@ def _submit(
         raise RecipeError("--launcher submitit: it is not installed; pip install 'maskzoo[submitit]'") from None
     record = out / "logs" / "submitted.json"
     executor = submitit.AutoExecutor(folder=os.fspath(out / "logs"))
-    known: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    known: dict[str, str] = {name: str(job) for name, job in read_json(record, missing={}).items()}
     sent: dict[Job, Any] = {}
     for job in missing:
         if job.folder.name in known:

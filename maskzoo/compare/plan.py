@@ -18,8 +18,8 @@ from maskzoo.build import choose_curriculum, points, refuse_meaningless
 from maskzoo.compare.readings import named
 from maskzoo.compare.report import folder_name
 from maskzoo.cost import flops_per_image, shape_of, steps_of
-from maskzoo.errors import MaskZooError, RecipeError
-from maskzoo.plain import FREE_KEYS, replace, shown
+from maskzoo.errors import DataError, MaskZooError, RecipeError
+from maskzoo.plain import FREE_KEYS, read_json, replace, shown
 from maskzoo.recipe import Recipe, make, parse, plain_of, put, read, write
 from maskzoo.registry import Registry, nearest
 
@@ -41,8 +41,8 @@ class Job:
     def done(self) -> bool:
         """Whether it has finished, its evaluation too."""
         try:
-            return "after" in json.loads((self.folder / "evaluation.json").read_text())
-        except (OSError, ValueError):
+            return "after" in read_json(self.folder / "evaluation.json")
+        except DataError:
             return False
 
 
@@ -122,7 +122,9 @@ def plan(
 def planned(out: Path) -> Plan:
     """The plan that is in a folder already. Raises RecipeError where there is none that can be read."""
     try:
-        held = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+        held = read_json(out / "plan.json", missing=None)
+        if held is None:
+            raise RecipeError(f"--out: '{out}' holds no plan; say what to compare with --maskers, or name runs")
         return Plan(
             out,
             [Row(**row) for row in held["cells"]],
@@ -130,9 +132,7 @@ def planned(out: Path) -> Plan:
             held["baseline"],
             held["equal"],
         )
-    except FileNotFoundError:
-        raise RecipeError(f"--out: '{out}' holds no plan; say what to compare with --maskers, or name runs") from None
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise RecipeError(f"'{out / 'plan.json'}' cannot be read: {problem}") from None
 
 

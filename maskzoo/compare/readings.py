@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import attrs
 
 from maskzoo.errors import DataError
-from maskzoo.plain import shown
+from maskzoo.plain import is_number, parse_toml, read_json, read_lines, read_text, shown, step_line
 
 POINTS = 200  # of a curve, at most: the mean of as many steps each
 CURVES = ("loss", "factor", "ratio")
@@ -102,15 +100,19 @@ def read(path: Path) -> list[Reading]:
 def read_run(path: Path) -> Reading:
     """The run in a folder; DataError says what is missing or damaged there."""
     try:
-        recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
+        recipe = parse_toml(read_text(path / "recipe.toml"), f"'{path}/recipe.toml'")
     except FileNotFoundError:
         raise DataError(f"'{path}' is no run: it has no recipe.toml") from None
-    except (OSError, ValueError) as problem:
-        raise DataError(f"'{path}/recipe.toml' cannot be read: {problem}") from None
     try:
         run = _run(path, recipe)
         _ = run.seed, run.masker, run.images, run.data  # whatever is asked of it later
-    except (AttributeError, TypeError, ValueError, KeyError) as problem:  # files of the right format, and another form
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+        KeyError,
+        OverflowError,
+    ) as problem:  # files of the right format, and another form
         raise DataError(f"'{path}' cannot be read as a run: {type(problem).__name__}: {problem}") from None
     return run
 
@@ -119,7 +121,7 @@ def _run(path: Path, recipe: dict[str, Any]) -> Reading:
     evaluation = _json(path / "evaluation.json")
     lines = list(_lines(path / "metrics.jsonl"))
     keys = shown(recipe)
-    speeds = [line["images_per_second"] for line in lines if _number(line.get("images_per_second"))]
+    speeds = [line["images_per_second"] for line in lines if is_number(line.get("images_per_second"))]
     batch = keys.get("train.batch_size", 0)
     before, after, settings = evaluation.get("before"), evaluation.get("after"), evaluation.get("settings") or {}
     steps = int(lines[-1]["step"]) + 1 if lines else 0
@@ -144,7 +146,7 @@ def _run(path: Path, recipe: dict[str, Any]) -> Reading:
         speed=statistics.median(speeds) if speeds else None,
         seconds=math.fsum(batch / speed for speed in speeds if speed > 0) if speeds else None,
         memory=max(
-            (int(line["peak_memory_bytes"]) for line in lines if _number(line.get("peak_memory_bytes"))), default=None
+            (int(line["peak_memory_bytes"]) for line in lines if is_number(line.get("peak_memory_bytes"))), default=None
         ),
         flops=_counted(path),
     )
@@ -209,16 +211,16 @@ def _counted(path: Path) -> float | None:
     """The FLOPs that the comparison counted whose run this is."""
     out = path.absolute().parent.parent
     try:
-        held = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+        held = read_json(out / "plan.json")
         (cell,) = {run["cell"] for run in held["runs"] if (out / run["run"]).resolve() == path.resolve()}
         (flops,) = {row["flops"] for row in held["cells"] if row["name"] == cell}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return float(flops) if _number(flops) else None
+    return float(flops) if is_number(flops) else None
 
 
 def _numbers(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    return {name: float(value) if _number(value) else None for name, value in figures.items()}
+    return {name: float(value) if is_number(value) else None for name, value in figures.items()}
 
 
 def named(use: Any) -> Any:
@@ -256,41 +258,20 @@ def _environment(path: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     """A table of a JSON file, empty where there is none; DataError where it is damaged."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as problem:
-        raise DataError(f"'{path}' cannot be read: {problem}") from None
-    if not isinstance(held, dict):
-        raise DataError(f"'{path}' cannot be read: expected a table of values")
+    held: dict[str, Any] = read_json(path, missing={}, finite=False)  # a metric that is no number is said, run by run
     return held
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The steps of metrics.jsonl; a line that is no whole step was being written when the run was stopped."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            step = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(step, dict) and isinstance(step.get("step"), int):
-            yield step
+    yield from filter(None, map(step_line, read_lines(path)))
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
     """(step, value), each the mean of as many steps as make no more than POINTS of them."""
-    known = [(float(line["step"]), float(line[name])) for line in lines if _number(line.get(name))]
+    known = [(float(line["step"]), float(line[name])) for line in lines if is_number(line.get(name))]
     width = max(1, math.ceil(len(known) / POINTS))
     pieces = [known[start : start + width] for start in range(0, len(known), width)]
     return [
         (statistics.fmean(step for step, _ in piece), statistics.fmean(value for _, value in piece)) for piece in pieces
     ]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

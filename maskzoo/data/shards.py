@@ -13,7 +13,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from maskzoo.data.folder import MODES, STATISTICS, check_folder, check_still_there, read_image, settled_size
 from maskzoo.errors import DataError, RecipeError
+from maskzoo.plain import parse_json, read_json
 from maskzoo.protocols import Sample, Split, define
 
 INFO_FILES = ("_info.json", "info.json")  # what the shards of timm's data sets come with
@@ -139,9 +140,9 @@ def find_shards(root: Path, split: str, key: str) -> list[Path]:
     for name in INFO_FILES:
         if (root / name).is_file():
             try:
-                listed = json.loads((root / name).read_text(encoding="utf-8"))["splits"].get(split)
+                listed = read_json(root / name)["splits"].get(split)
                 files = [] if listed is None else [root / file for file in listed["filenames"]]
-            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            except (LookupError, TypeError, AttributeError) as error:
                 raise DataError(f"'{root / name}' does not list splits and their files ({error!r})") from error
             if files:
                 break
@@ -182,8 +183,8 @@ def members(file: Path, image_key: tuple[str, ...], label_key: str) -> NDArray[n
         told = [str(file.resolve()), state.st_size, state.st_mtime_ns, image_key, label_key]
         kept = cache_folder() / f"{hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()}.npy"
         if kept.is_file():
-            return cast("NDArray[np.int64]", np.load(kept, allow_pickle=False))
-    except (OSError, ValueError):
+            return _checked_index(np.load(kept, allow_pickle=False), state.st_size)
+    except (OSError, ValueError, EOFError):
         pass  # it can be gone through again; if the shard itself is the trouble, that will tell
     try:
         with tarfile.open(file, "r:") as shard:
@@ -200,6 +201,15 @@ def members(file: Path, image_key: tuple[str, ...], label_key: str) -> NDArray[n
     except OSError:
         pass  # a full or read-only home costs the next run some seconds
     return table
+
+
+def _checked_index(kept: Any, size: int) -> NDArray[np.int64]:
+    """What was kept of a shard of so many bytes; ValueError where it cannot be that."""
+    if not isinstance(kept, np.ndarray) or kept.dtype != np.int64 or kept.ndim != 2 or kept.shape[1] != 3:
+        raise ValueError("it is something else")
+    if len(kept) and (kept[:, :2].min() < 0 or kept[:, 2].min() < NO_LABEL or kept[:, :2].max() > size):
+        raise ValueError("it lies outside the shard")
+    return kept
 
 
 def cache_folder() -> Path:
@@ -234,8 +244,8 @@ def _found(shard: tarfile.TarFile, image_key: tuple[str, ...], label_key: str) -
 def _label(content: bytes, field: str, name: str) -> int:
     """The class's number that a member's content is, or that this field of it is."""
     try:
-        value = json.loads(content)[field] if field else int(content)
-    except (ValueError, LookupError, TypeError) as error:
+        value = parse_json(content, name)[field] if field else int(content)
+    except (DataError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{name} holds no class's number ({error!r}); correct `data.label_key`") from error
     if not isinstance(value, int) or value < 0:
         raise DataError(f"{name} holds {value!r} instead of a class's number, 0 or more; correct `data.label_key`")

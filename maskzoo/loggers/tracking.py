@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,7 +10,9 @@ from typing import Any, ClassVar
 
 import attrs
 
+from maskzoo.errors import DataError
 from maskzoo.loggers.library import library
+from maskzoo.plain import read_json, write_json
 from maskzoo.protocols import define
 
 
@@ -36,8 +37,10 @@ class Tracker(ABC):
         if not record.exists():
             identity = uuid.uuid4().hex[:8]
             chosen = self.chosen_name(folder.resolve().name, identity) if self.run is None else self.run
-            record.write_text(json.dumps({"id": identity, "name": chosen}) + "\n")
-        kept = json.loads(record.read_text())
+            write_json(record, {"id": identity, "name": chosen})
+        kept = read_json(record)
+        if not {"id", "name"} <= kept.keys():
+            raise DataError(f"'{record}' cannot be read: expected the id and the name of a run; remove it")
         given = {"project": self.project, "config": dict(recipe), "resume": "allow"}
         given |= self.identified(folder, kept["id"], kept["name"])
         self._live = self._library().init(**{**given, **self.options})
