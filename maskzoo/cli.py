@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from maskzoo.blame import message_of, plugin_error
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.plain import printable, shortened
 
@@ -62,11 +63,26 @@ class Commands(click.Group):
         except StoppedError as problem:
             raise Interruption(str(problem)) from problem
         except MaskZooError as problem:
-            raise Refusal(str(problem)) from problem
-        except (OSError, EOFError, MemoryError) as problem:  # of files and machines, which the user can mend
-            if isinstance(problem, BrokenPipeError):
-                raise  # click knows what to do
-            raise Refusal(_machine_words(problem)) from problem
+            raise Refusal(message_of(problem)) from problem
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click knows what to do
+        except Exception as problem:
+            refusal = _refusal(problem)
+            if refusal is None:
+                problem.add_note("This is a bug of MaskZoo: please report it, with the lines above.")
+                raise
+            raise refusal from problem
+
+
+def _refusal(problem: Exception) -> Refusal | None:
+    """The refusal of what has no message yet: a plugin's bug, or a limit of the machine; None where it is our bug."""
+    bug = plugin_error(problem)
+    if bug is not None and not isinstance(problem, MemoryError):
+        bug.__cause__ = problem
+        return Refusal(message_of(bug))
+    if isinstance(problem, OSError | EOFError | MemoryError):  # of files and machines, which the user can mend
+        return Refusal(_machine_words(problem))
+    return None
 
 
 def _forgive_encodings() -> None:

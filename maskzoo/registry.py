@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import sys
+import types
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, get_args
@@ -17,6 +19,7 @@ import attrs
 import pluggy
 
 from maskzoo import hookspecs
+from maskzoo.blame import belongs
 from maskzoo.errors import MaskZooError, PluginError, RecipeError
 
 Kind = Literal["strategy", "schedule", "backbone", "objective", "dataset", "evaluator", "logger"]
@@ -173,11 +176,24 @@ def _load(point: EntryPoint) -> Plugin:
     version = point.dist.version if point.dist is not None else "?"
     plugin = Plugin(point.name, _distribution(point), version)
     try:
-        plugin.offers = _collect(plugin, point.load())
+        module = point.load()
+        plugin.offers = _collect(plugin, module)
+        _remember_owner(plugin, module)
     except (Exception, SystemExit) as problem:
         plugin.offers = []
         plugin.problem = str(problem) if isinstance(problem, MaskZooError) else f"{type(problem).__name__}: {problem}"
     return plugin
+
+
+def _remember_owner(plugin: Plugin, module: Any) -> None:
+    """Say to whom the modules of a plugin belong, so that its bugs are not taken for ours."""
+    owner = None if plugin.ours else f"{plugin.distribution} {plugin.version}"
+    if isinstance(module, types.ModuleType):
+        belongs(module.__name__, owner, getattr(module, "__file__", None))
+        belongs(module.__name__.split(".")[0], owner)  # its other modules
+    for offer in plugin.offers:
+        home = sys.modules.get(offer.cls.__module__)
+        belongs(offer.cls.__module__, owner, getattr(home, "__file__", None))
 
 
 def _collect(plugin: Plugin, module: Any) -> list[Offer]:
