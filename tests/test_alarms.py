@@ -53,6 +53,7 @@ def test_one_mask_for_all_images_has_no_spread(images: int, patches: int, seed: 
 
 @pytest.mark.parametrize("images", [2, 3, 8, 64])
 @pytest.mark.parametrize("hidden", [1, 4, 12, 15])
+@pytest.mark.sampled(5)
 def test_random_masks_have_a_spread_of_one_on_average(images: int, hidden: int):
     values = [float(spread(random_masks(images, 16, hidden, seed))) for seed in range(400)]
     mean = sum(values) / len(values)

@@ -249,6 +249,7 @@ def test_an_epoch_of_a_stream_shows_each_image_at_most_once_and_epochs_differ() 
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.sampled(2)
 def test_a_stream_is_the_same_for_any_number_of_workers_and_from_any_start(workers: int) -> None:
     whole = some(river(), steps=9, batch_size=12)
     for start in (0, 2, 5):
@@ -257,6 +258,7 @@ def test_a_stream_is_the_same_for_any_number_of_workers_and_from_any_start(worke
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 2), (2, 4), (8, 1)])
 @pytest.mark.parametrize("shares", [1, 2, 4, 8])
+@pytest.mark.sampled(6)
 def test_shares_of_a_step_of_a_stream_are_the_images_of_the_whole(world: int, accumulate: int, shares: int) -> None:
     options = {"batch_size": 16, "start": 1, "steps": 7}
     whole = some(river(60, shares=shares), **options)

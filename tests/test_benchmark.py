@@ -82,6 +82,7 @@ def test_the_benchmark_counts_as_the_program_does(needed: Any) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.slow
 def test_rows_hold_what_is_promised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "step.json"
     run(monkeypatch, "--only", "maskzoo-mae", "maskzoo-clmae", "--json", str(file))

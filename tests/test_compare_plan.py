@@ -150,6 +150,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_one_of_the_plan(tmp_path: Path
         made(tmp_path, "random", seeds="1", recipe=base(steps=5))
 
 
+@pytest.mark.slow
 def test_equal_flops_give_a_dear_masker_fewer_steps(tmp_path: Path):
     plan = made(tmp_path, equal="flops", recipe=base(steps=1000), seeds="1")
     random, clmae = plan.rows

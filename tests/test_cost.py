@@ -92,6 +92,7 @@ def test_every_second_step_of_a_learner_costs_half():
     assert second.strategy - look == pytest.approx((every.strategy - look) / 2, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_moving_ratio_costs_its_mean_over_the_run(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("maskzoo.cost.MOMENTS", 4)
     moving = costs_of(ratio={"use": "linear", "start": 0.25, "end": 0.75}).model
@@ -114,6 +115,7 @@ def test_a_step_accumulated_or_of_another_batch_size_costs_an_image_the_same():
     ],
     ids=lambda value: value if isinstance(value, str) else value["use"],
 )
+@pytest.mark.sampled(4)
 def test_every_strategy_can_be_counted_or_is_refused(backbone: str, objective: Any, strategy: Any):
     masking = {"curriculum": -1.0} if strategy != "block" else {}
     sections = {"backbone": BACKBONES[backbone], "objective": objective, "masking": masking}
@@ -136,6 +138,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.sampled(3)
 def test_every_family_of_backbones_can_be_counted_without_values(backbone: str):
     costs = costs_of("random", 0.5, backbone=BACKBONES[backbone])
     assert costs.device == "meta"

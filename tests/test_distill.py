@@ -195,6 +195,7 @@ DISTILL = {"use": "distill", "decoder_dim": 16, "decoder_depth": 1}
 
 
 @pytest.mark.parametrize("masker", ["random", "attmask", "clmae"])
+@pytest.mark.slow
 def test_a_run_distils_under_any_masker_without_labels(masker: str):
     session = tiny_session(
         masker, objective=DISTILL, train={"steps": 12}, optimizer={"lr": 5e-3}, teacher={"decay": 1.0}

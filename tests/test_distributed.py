@@ -79,6 +79,7 @@ def test_two_processes_train_as_one_does(name: str, together):
     assert alone[0]["loss"] != alone[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_the_batch_where_nothing_hangs_on_its_statistics():
     for strategy in ("random", "attmask", "block"):
         whole, parts = figures_of(case(strategy)), figures_of(case(strategy, accumulate=4))

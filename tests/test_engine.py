@@ -54,6 +54,7 @@ def test_a_smaller_gradient_than_the_limit_is_left_alone():
 
 
 @pytest.mark.parametrize("strategy", ["random", "attmask", "clmae", "block"])
+@pytest.mark.sampled(2)
 def test_in_bf16_every_weight_still_gets_its_gradient(strategy: str):
     session = tiny_session(strategy, train={"steps": 4, "precision": "bf16"})
     assert session.engine.precision == "bf16"
@@ -80,6 +81,7 @@ def test_losses_scores_and_visibility_are_float32_in_bf16():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.slow
 def test_lower_precision_follows_fp32_closely(precision: str):
     exact = list(train(tiny_session("clmae"), random_batches(4)))
     session = tiny_session("clmae", train={"steps": 4, "precision": precision})

@@ -200,6 +200,7 @@ def test_what_raises_before_training_stops_the_run_in_time(tmp_path: Path, monke
         trained(tmp_path / "run", evaluation=["knn"])
 
 
+@pytest.mark.slow
 def test_two_fine_tunings_have_the_same_names_before_and_after_training(tmp_path: Path):
     tuned = [{"use": "finetune", "epochs": epochs, "batch_size": 256} for epochs in (1, 2)]
     out = trained(tmp_path / "run", evaluation=tuned, data="digits:8")

@@ -127,6 +127,7 @@ def test_the_probe_by_lbfgs_is_that_of_scikit_learn_on_standardised_features(pen
 
 
 @pytest.mark.parametrize("solver", ["sgd", "lars"])
+@pytest.mark.slow
 def test_the_probe_by_steps_agrees_with_scikit_learn(solver: Any) -> None:
     dataset, encoder = small(train=300, test=300, signal=0.4), Given()
     steps = dict(LinearProbe(solver=solver, epochs=60, batch_size=50)(encoder, dataset))["top1"]
@@ -246,6 +247,7 @@ def test_heads_that_cannot_share_the_width_are_refused() -> None:
 
 # ------------------------------------------------------------------------------------------------------------ finetune
 @pytest.mark.parametrize("options", [{}, {"mixup": 0.2, "cutmix": 0.5, "drop_path": 0.1}], ids=["plain", "mixed"])
+@pytest.mark.slow
 def test_fine_tuning_learns_and_leaves_the_model_alone(options: dict[str, Any]) -> None:
     dataset = small(signal=1.5)
     encoder = encoder_of(dataset)

@@ -64,6 +64,7 @@ def images_for(run: Trained) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.sampled(3)
 def test_timm_makes_the_same_features(name: str, tmp_path: Path):
     backbone, channels = CASES[name]
     run = trained(backbone, {"use": "masksub"}, channels)
@@ -96,6 +97,7 @@ HEADLESS = {
 
 
 @pytest.mark.parametrize("name", HEADLESS)
+@pytest.mark.sampled(2)
 def test_an_encoder_without_a_classifier_takes_one_of_timms(name: str, tmp_path: Path):
     backbone, channels = HEADLESS[name]
     run = trained(backbone, {"use": "reconstruct"}, channels)

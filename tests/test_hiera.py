@@ -23,6 +23,8 @@ from maskzoo.build import make_backbone
 from maskzoo.teacher import Teacher
 from maskzoo.train import train
 
+pytestmark = pytest.mark.sampled(4)
+
 TINY = {"embed_dim": 16, "num_heads": 1, "stages": (1, 2, 1, 1)}
 WINDOWED = "hiera_small_abswin_256"  # positions of a unit's tokens, repeated, plus a global table
 NAMES = ["hiera_tiny_224", WINDOWED]

@@ -113,6 +113,7 @@ def test_a_curriculum_moves_what_attention_hides():
     ],
     ids=str,
 )
+@pytest.mark.sampled(4)
 def test_what_cannot_be_shown_is_refused(wish: Wish, sentence: str):
     with pytest.raises(RecipeError, match=sentence):
         players_of(wish, REGISTRY)

@@ -298,6 +298,7 @@ def nine_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.sampled(2)
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_taken(
     damage: Callable[[Path], None], nine_steps: Path, tmp_path: Path
 ):
@@ -311,6 +312,7 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_taken(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.sampled(3)
 def test_damaged_checkpoints_alone_are_refused_and_left_alone(
     damage: Callable[[Path], None], nine_steps: Path, tmp_path: Path
 ):
@@ -351,6 +353,7 @@ def test_a_run_that_was_killed_before_it_had_a_recipe_begins(tmp_path: Path):
     assert len(metrics(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 def test_metrics_that_end_in_anything_at_all_are_cut_to_the_checkpoint(nine_steps: Path, tmp_path: Path):
     for number, torn in enumerate((b'{"step": 9, "lo', b"\0" * 50, b"\xff\xfe\x00", b"[1]\n{}\n")):
         out = tmp_path / str(number)
@@ -480,6 +483,7 @@ def test_a_sharded_checkpoint_of_which_a_file_is_damaged_is_refused(
 
 # ---------------------------------------------------------------------------------------------------------- full disk
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed")])
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before(
     failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -657,6 +661,7 @@ def bad_loss(session: Session, when: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("poison", [no_numbers, bad_gradient, bad_loss])
 @pytest.mark.parametrize("strategy", ["random", "attmask", CLMAE], ids=["random", "attmask", "clmae"])
+@pytest.mark.sampled(4)
 def test_a_step_that_is_not_finite_moves_nothing(strategy: Any, poison: Any):
     session = tiny_session(strategy)
     poison(session, lambda: session.step == 2)
@@ -696,6 +701,7 @@ def test_a_skipped_step_is_counted_and_said_and_the_run_goes_on(tmp_path: Path, 
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_leads_nowhere_goes_back_at_half_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = {"steps": 20, "checkpoint_steps": 4, "skip": 2}
     poisoned(monkeypatch, lambda s: no_numbers(s, lambda: s.step >= 10 and s.lr_factor > 0.3))
@@ -824,6 +830,7 @@ def poison_masker_weight(session: Session) -> None:
         (poison_masker_weight, "the weights 'clmae.blocks.0.mlp.fc1.weight'"),
     ],
 )
+@pytest.mark.sampled(3)
 def test_the_first_thing_that_went_bad_is_named(poison: Callable[[Session], None], culprit: str):
     session = tiny_session(CLMAE)
     poison(session)

@@ -270,6 +270,7 @@ def labelled_batches(steps: int) -> list[Batch]:
 
 @pytest.mark.parametrize("strategy", ["random", "block", "attmask"])
 @pytest.mark.parametrize("objective", ["masksub", "classify"])
+@pytest.mark.sampled(3)
 def test_any_strategy_feeds_it(strategy: str, objective: str):
     session = tiny_session(strategy, noise_images(labelled=True), objective=objective, masking={"ratio": 0.5})
     assert session.objective.classes == 3  # type: ignore[attr-defined]

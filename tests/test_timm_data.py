@@ -346,6 +346,7 @@ def test_timm_opens_a_data_set_of_hugging_faces(hugging: Path, tmp_path: Path) -
         ThroughTimm(source=f"hfds/{hugging}", root=str(tmp_path / "hub"), options={"target_key": "sex"}, class_count=3)
 
 
+@pytest.mark.slow
 def test_timm_streams_a_data_set_of_hugging_faces(hugging: Path, tmp_path: Path) -> None:
     common = {"source": f"hfids/{hugging}", "root": str(tmp_path / "hub"), "size": 8, "shares": 2, "class_count": 3}
     dataset = ThroughTimm(**common, train_images=24, test_split="test", test_images=8)
@@ -379,6 +380,7 @@ def check_a_stream(dataset: ThroughTimm) -> None:
     assert number_of(dataset.train[0].image) == number_of(dataset.train[0].image)
 
 
+@pytest.mark.slow
 def test_timm_streams_webdatasets_shards(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     write_shards(tmp_path)

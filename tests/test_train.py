@@ -29,6 +29,7 @@ def losses(session) -> list[float]:
 
 
 @pytest.mark.parametrize("strategy", ["random", "block", "attmask", "clmae", NESTED])
+@pytest.mark.sampled(2)
 def test_same_seed_same_run_to_the_bit(strategy):
     first, second = tiny_session(strategy), tiny_session(strategy)
     assert losses(first) == losses(second)
