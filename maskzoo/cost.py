@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from maskzoo.backbones.adapter import pair
 from maskzoo.build import check_needs, check_ratio, choose_curriculum, choose_ratio, make_backbone, points, schedules_in
 from maskzoo.data.batches import steps_in_epoch
-from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.errors import ContractError, MaskZooError, RecipeError
 from maskzoo.protocols import MaskingContext, Sample, Strategy
 from maskzoo.recipe import MaskingRecipe, Recipe, Use, make
 from maskzoo.registry import Kind, Registry
@@ -176,9 +176,7 @@ def flops_per_image(recipe: Recipe, registry: Registry, shape: Any = None) -> Co
     shape = shape_of(recipe, registry) if shape is None else shape
     try:
         return _counted(recipe, registry, shape, "meta")
-    except MaskZooError:
-        raise
-    except (RuntimeError, NotImplementedError):  # somebody looks at values, which a meta tensor has not
+    except (ContractError, RuntimeError):  # somebody looks at values, which a meta tensor has not, or makes some
         return _counted(recipe, registry, shape, "cpu")
 
 

@@ -62,9 +62,11 @@ class Mask:
 
         Equal scores are settled by the noise `ties` [B, N], the larger hidden first; without it by a fixed
         pseudo-random order, which differs by image. Never by position: a strategy with few distinct scores would
-        always hide the same corner. NaN counts as the highest score. Raises ContractError for an impossible count.
+        always hide the same corner. NaN counts as the highest score. Scores are ranked, and kept, in float32. Raises
+        ContractError for an impossible count.
         """
         _check_scores(scores, count)
+        scores = scores.to(torch.float32)
         if ties is not None and ties.shape != scores.shape:
             raise ContractError(f"ties are {list(ties.shape)}, but the scores are {list(scores.shape)}")
         if count == scores.shape[1] or count == 0:  # nothing to rank
@@ -73,7 +75,7 @@ class Mask:
             ties = torch.rand(scores.shape, generator=stream(0, "ties")).to(scores.device)
         by_noise = ties.argsort(dim=1, descending=True)
         # "+ 0.0" makes -0.0 and 0.0 the equals that a radix sort would tell apart.
-        settled = scores.detach().to(torch.float32).gather(1, by_noise) + 0.0
+        settled = scores.detach().gather(1, by_noise) + 0.0
         order = by_noise.gather(1, settled.argsort(dim=1, descending=True, stable=True))
         hidden = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
         hidden.scatter_(1, order[:, :count], True)

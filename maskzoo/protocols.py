@@ -24,6 +24,7 @@ Need = Literal["teacher", "attention", "features", "patch_loss", "labels"]
 Learning = Literal["no", "joint", "alternate"]
 Pooling = Literal["mean", "class"]  # of the patches' tokens, or the class token
 ClassType = TypeVar("ClassType", bound=type)
+HALF_PRECISION = (torch.float16, torch.bfloat16)
 DECLARATIONS = frozenset(
     {"name", "paper", "needs", "learning", "default_curriculum", "default_ratio", "least_hidden", "provides", "dense"}
 )
@@ -268,14 +269,29 @@ class Strategy(nn.Module):
 
 
 def checked_scores(strategy: MaskingStrategy, scores: Tensor, context: MaskingContext) -> Tensor:
-    """The scores themselves, if they are float32 [B, N]; else ContractError names the strategy that made them."""
-    expected = (context.images.shape[0], context.patches)
-    if tuple(scores.shape) != expected or scores.dtype != torch.float32:
-        raise ContractError(
-            f"strategy '{strategy.name}' ({type(strategy).__module__}) gave scores {scores.dtype} "
-            f"{list(scores.shape)}; the contract is float32 {list(expected)}, one score for each mask unit"
-        )
-    return scores
+    """The scores [B, N] in float32, or ContractError, which names the strategy that made them.
+
+    Half precision is cast, since a network gives it under autocast. float64 and integers are refused: they would lose
+    digits, and with them the ranking, without a word. So is a tensor on another device than the images.
+    """
+    return _checked(strategy, "scores", scores, context)
+
+
+def _checked(strategy: MaskingStrategy, what: str, scores: object, context: MaskingContext) -> Tensor:
+    """`checked_scores`, for anything that a strategy's method called `what` may have returned."""
+    expected, device = [context.images.shape[0], context.patches], context.images.device
+    if isinstance(scores, Tensor):
+        if scores.dtype in HALF_PRECISION:
+            scores = scores.to(torch.float32)
+        if list(scores.shape) == expected and scores.dtype == torch.float32 and scores.device == device:
+            return scores
+        given = f"{scores.dtype} {list(scores.shape)} on {scores.device}"
+    else:
+        given = f"of type {type(scores).__name__}"
+    raise ContractError(
+        f"strategy '{strategy.name}' ({type(strategy).__module__}) gave {what} {given}; the contract is float32 "
+        f"{expected} on {device}, one score for each mask unit (half precision is cast)"
+    )
 
 
 class RankedStrategy(Strategy):
@@ -297,7 +313,9 @@ class RankedStrategy(Strategy):
 
     def ranked(self, context: MaskingContext, hardness: Tensor) -> Tensor:
         """The scores that follow from a hardness [B, N], for strategies that change something about them."""
-        hardness = checked_scores(self, hardness.to(torch.float32), context)
+        if isinstance(hardness, Tensor) and not hardness.is_complex():
+            hardness = hardness.to(torch.float32)
+        hardness = _checked(self, "hardness", hardness, context)
         ranking = -hardness if context.factor > 0 else hardness
         by_rank = Mask.hide_top(ranking, self._taken(context), ties=context.noise(name="rank ties"))
         return context.noise() + by_rank.hidden

@@ -49,7 +49,8 @@ def test_the_highest_scores_are_hidden_and_exactly_as_many_as_asked(
     assert mask.count == count
     assert mask.hidden.dtype == torch.bool
     assert mask.hidden.sum(dim=1).tolist() == [count] * 3
-    assert mask.scores is scores
+    assert mask.scores.dtype == torch.float32
+    assert mask.scores.equal(scores.float())
     assert mask.visibility is None
     assert mask.weights.equal(mask.hidden.float())
     for row, hidden in zip(scores.float(), mask.hidden, strict=True):
