@@ -176,14 +176,14 @@ def average_statistics(module: nn.Module) -> None:
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The blocks that a network repeats, innermost first asked: items of a list or sequence, all of one class.
+    """A network's blocks: the items of each list or sequence whose items share one class, the innermost only.
 
-    They are what is compiled, recomputed and sharded one by one.
+    They are what is compiled, recomputed and sharded one by one. A list of a single block counts too.
     """
     found: list[nn.Module] = []
     for row in module.modules():
         items = list(row.children())
-        if not isinstance(row, nn.ModuleList | nn.Sequential) or len(items) < 2 or len({type(i) for i in items}) > 1:
+        if not isinstance(row, nn.ModuleList | nn.Sequential) or len({type(item) for item in items}) != 1:
             continue
         if all(any(True for _ in item.parameters()) and any(True for _ in item.children()) for item in items):
             found += items

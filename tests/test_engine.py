@@ -8,7 +8,7 @@ import itertools
 import attrs
 import pytest
 import torch
-from helpers import random_batches, same_state, state_of, tiny_objective, tiny_session
+from helpers import TINY_BACKBONE, random_batches, same_state, state_of, tiny_objective, tiny_session
 from torch import nn
 
 from maskzoo import RecipeError
@@ -141,6 +141,18 @@ def test_blocks_are_found_in_encoder_and_decoder_alike():
     objective = tiny_objective(decoder_depth=2)
     assert blocks_of(objective) == [*objective.backbone.model.blocks, *objective.decoder_blocks]
     assert blocks_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == []  # layers, not blocks of layers
+
+
+def test_a_network_of_one_block_has_one():
+    options = {**TINY_BACKBONE["options"], "depth": 1}
+    session = tiny_session(
+        {"use": "clmae", "depth": 1},
+        backbone={**TINY_BACKBONE, "options": options},
+        objective={"use": "reconstruct", "decoder_dim": 16, "decoder_depth": 1},
+    )
+    objective = session.objective
+    assert blocks_of(objective) == [*objective.backbone.model.blocks, *objective.decoder_blocks]
+    assert blocks_of(session.strategy) == [*session.strategy.blocks]
 
 
 def test_the_blocks_of_stages_are_found_and_not_the_stages():
