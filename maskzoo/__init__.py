@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from maskzoo.protocols import Stream as Stream
     from maskzoo.protocols import checked_scores as checked_scores
     from maskzoo.protocols import define as define
+    from maskzoo.protocols import rounded_down as rounded_down
     from maskzoo.recipe import Recipe as Recipe
     from maskzoo.registry import Registry as Registry
     from maskzoo.teacher import Teacher as Teacher
@@ -71,6 +72,7 @@ _HOMES = {
             "Stream",
             "checked_scores",
             "define",
+            "rounded_down",
         ),
         "protocols",
     ),
@@ -108,6 +110,7 @@ __all__ = [  # pinned by a test against _HOMES
     "define",
     "hookimpl",
     "official",
+    "rounded_down",
 ]
 
 

@@ -19,7 +19,8 @@ from maskzoo.seeds import stream
 
 
 def _weights_of_hidden(mask: Mask) -> Tensor:
-    return mask.hidden.to(torch.float32)
+    """By how much each patch is hidden: wholly or not, or by its chance under a soft mask."""
+    return mask.hidden.to(torch.float32) if mask.visibility is None else 1.0 - mask.visibility.to(torch.float32)
 
 
 @attrs.frozen(eq=False)
@@ -33,7 +34,7 @@ class Mask:
     hidden: Tensor  # [B, N] bool, True = hidden
     count: int | None  # H, known without asking the device; None: differs by image (dense encoders only)
     visibility: Tensor | None = None  # [B, N] in [0, 1], differentiable; soft masks only
-    weights: Tensor = attrs.field(  # [B, N] float32, how much each patch counts in the loss
+    weights: Tensor = attrs.field(  # [B, N] float32, how much each counts in the loss; unless given: how much is hidden
         default=attrs.Factory(_weights_of_hidden, takes_self=True)
     )
     scores: Tensor | None = None  # [B, N], what it was made from, with its graph if there is one
@@ -93,12 +94,17 @@ class Mask:
         return cls(top.hidden, count, visibility=1.0 - scores, weights=scores, scores=scores)
 
     def inverted(self) -> Mask:
-        """The mask that hides what this one shows, and shows what it hides."""
-        patches = self.hidden.shape[1]
+        """The mask that hides what this one shows, and shows what it hides; a soft one, by the other part of each.
+
+        Its weights are those that follow from what it hides, also where this one's were set otherwise, and hiding the
+        top of its scores gives it again.
+        """
+        patches, soft = self.hidden.shape[1], self.visibility is not None
         return Mask(
             ~self.hidden,
             None if self.count is None else patches - self.count,
-            visibility=None if self.visibility is None else 1.0 - self.visibility,
+            visibility=1.0 - self.visibility if self.visibility is not None else None,
+            scores=None if self.scores is None else 1.0 - self.scores if soft else -self.scores,
         )
 
     @functools.cached_property

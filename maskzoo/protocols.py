@@ -149,9 +149,17 @@ class MaskingContext:
 
 
 # ------------------------------------------------------------------------------------------------------------ maskers
+def rounded_down(value: float) -> int:
+    """The floor of a product of a share and a number, taken as whole where floating point barely misses it.
+
+    25 * (1 - 0.8) is 4.999999999999999 and means 5: what is within 1e-9 of a whole number is that number.
+    """
+    return math.floor(round(value, 9))
+
+
 def visible_rounded_down(ratio: float, patches: int) -> int:
-    """Patches to hide when the visible share is rounded down: N - int(N * (1 - ratio)), as MAE does."""
-    return patches - int(patches * (1 - ratio))
+    """Patches to hide when the visible share is rounded down: N - floor(N * (1 - ratio)), as MAE does."""
+    return patches - rounded_down(patches * (1 - ratio))
 
 
 class MaskingStrategy(Protocol):
@@ -232,7 +240,7 @@ class Strategy(nn.Module):
         """Nothing to build."""
 
     def count(self, ratio: float, patches: int) -> int:
-        """N - int(N * (1 - ratio)), as MAE does."""
+        """N - floor(N * (1 - ratio)), as MAE does."""
         return visible_rounded_down(ratio, patches)
 
     def scores(self, context: MaskingContext) -> Tensor:
@@ -323,7 +331,7 @@ class RankedStrategy(Strategy):
     @staticmethod
     def _taken(context: MaskingContext) -> int:
         """How many patches are taken by rank."""
-        return min(math.floor(abs(context.factor) * context.count + 1e-9), context.count)  # 0.29 * 100 is 28.99...
+        return min(rounded_down(abs(context.factor) * context.count), context.count)
 
 
 # ---------------------------------------------------------------------------------------------------------- schedules

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from maskzoo import Mask, MaskingContext, RankedStrategy, define, hookimpl
+from maskzoo import Mask, MaskingContext, RankedStrategy, define, hookimpl, rounded_down
 
 
 @define
@@ -33,8 +33,8 @@ class AttMask(RankedStrategy):
     )
 
     def count(self, ratio: float, patches: int) -> int:
-        """int(N * ratio), as the published code rounds."""
-        return int(patches * ratio)
+        """floor(N * ratio), as the published code rounds."""
+        return rounded_down(patches * ratio)
 
     def hardness(self, context: MaskingContext) -> Tensor:
         """[B, N]: the attention of the teacher's last block to each patch."""
@@ -44,11 +44,11 @@ class AttMask(RankedStrategy):
 
     def scores(self, context: MaskingContext) -> Tensor:
         """[B, N]: by rank, with the hints below everything else, so that others are hidden in their place."""
-        revealed = int(self.hints * context.ratio * context.patches)
+        revealed = rounded_down(self.hints * context.ratio * context.patches)
         if revealed == 0 or context.factor >= 0:  # hints soften an adversary; a neutral stays uniform
             return super().scores(context)
         attention = self.hardness(context)
-        eligible = int(self.hints * context.patches)
+        eligible = rounded_down(self.hints * context.patches)
         most = Mask.hide_top(attention, eligible, ties=context.noise(name="hint ties"))
         drawn = Mask.hide_top(context.noise(name="hints") + most.hidden, revealed)
         # Out of the ranking, so that the next in rank are hidden in their place, and below all noise.

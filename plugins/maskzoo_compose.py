@@ -210,9 +210,12 @@ def _agreement(parts: list[Part], ratio: float, patches: int) -> str:
     """The nearest ratio that is a whole number of patches for every part, as advice."""
     for distance in range(patches):
         for hidden in (round(ratio * patches) + distance, round(ratio * patches) - distance):
-            near = round(hidden / patches, 6)
-            if 0 < hidden < patches and len({part.strategy.count(near, patches) for part in parts}) == 1:
-                return f"they agree at {near:g}"
+            if not 0 < hidden < patches:
+                continue
+            for digits in (6, 12):  # the shortest that is a whole number of patches within `rounded_down`'s tolerance
+                near = round(hidden / patches, digits)
+                if {part.strategy.count(near, patches) for part in parts} == {hidden}:
+                    return f"they agree at {near:.12g}"
     return "they agree nowhere"
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import attrs
 
-from maskzoo import ContractError, CurriculumSchedule, define, hookimpl
+from maskzoo import ContractError, CurriculumSchedule, define, hookimpl, rounded_down
 
 
 # ------------------------------------------------------------------------------------------------------------- options
@@ -207,7 +207,9 @@ class Cyclic(Curve):
     def curve(self, share: float) -> float:
         """The value at `share` of the time; the last cycle ends at `end` (sawtooth) or at `start` (triangle)."""
         place = share * self.cycles
-        phase = place - min(int(place), self.cycles - 1)  # 1 at the very end, where no other cycle begins
+        phase = max(
+            0.0, place - min(rounded_down(place), self.cycles - 1)
+        )  # 1 at the very end, where no other cycle begins
         return _between(self.start, self.end, phase if self.shape == "sawtooth" else 1 - abs(2 * phase - 1))
 
 
@@ -288,8 +290,8 @@ class ClmaeOfficial(CurriculumSchedule):
             raise ContractError(
                 "schedule 'clmae-official' moves by epoch: call its setup(epochs, steps) before asking for a value"
             )
-        epochs = math.ceil(self._epochs)
-        epoch = math.floor(round(progress * (self._steps - 1)) * self._epochs / self._steps + 1e-9)
+        epochs = -rounded_down(-self._epochs)  # rounded up
+        epoch = rounded_down(round(progress * (self._steps - 1)) * self._epochs / self._steps)
         return 1 - 2 * epoch / epochs if 2 * epoch < epochs else 1 - 2 * (epoch + 1) / epochs
 
 

@@ -68,6 +68,7 @@ PUBLIC = [
     "define",
     "hookimpl",
     "official",
+    "rounded_down",
 ]
 
 
