@@ -94,7 +94,7 @@ class Mask:
         return cls(top.hidden, count, visibility=1.0 - scores, weights=scores, scores=scores)
 
     def inverted(self) -> Mask:
-        """The mask that hides what this one shows, and shows what it hides; a soft one, by the other part of each.
+        """The mask that hides what this one shows, and shows what it hides; of a soft one, with 1 - visibility.
 
         Its weights are those that follow from what it hides, also where this one's were set otherwise, and hiding the
         top of its scores gives it again.

@@ -207,9 +207,7 @@ class Cyclic(Curve):
     def curve(self, share: float) -> float:
         """The value at `share` of the time; the last cycle ends at `end` (sawtooth) or at `start` (triangle)."""
         place = share * self.cycles
-        phase = max(
-            0.0, place - min(rounded_down(place), self.cycles - 1)
-        )  # 1 at the very end, where no other cycle begins
+        phase = place - min(int(place), self.cycles - 1)  # 1 at the very end, where no other cycle begins
         return _between(self.start, self.end, phase if self.shape == "sawtooth" else 1 - abs(2 * phase - 1))
 
 
