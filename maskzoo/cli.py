@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import click
 from maskzoo.blame import message_of, plugin_error
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.plain import printable, shortened
+from maskzoo.signals import STOPPED, ending, this_command
 
 if TYPE_CHECKING:
     from maskzoo.registry import Registry
@@ -31,9 +32,13 @@ class Refusal(click.ClickException):
 
 
 class Interruption(click.ClickException):
-    """A run that a signal stopped, and that can go on; 75 is what sysexits.h calls a temporary failure."""
+    """A run that a signal stopped, and that can be resumed."""
 
-    exit_code = 75
+    exit_code = STOPPED
+
+    def __init__(self, problem: StoppedError) -> None:
+        known = problem.resume is not None or this_command() is None
+        super().__init__(str(problem) if known else f"{problem} Start again with: {this_command()}")
 
     def show(self, file: Any = None) -> None:
         """Say it without the word error, and once."""
@@ -52,18 +57,24 @@ class Commands(click.Group):
             problem.message = printable(shortened(problem.message))  # type: ignore[misc]  # click calls it final
             raise
 
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Parse the arguments and run the command, which signals may end."""
+        with ending(sys.argv[1:] if args is None else args):
+            return super().main(args, *rest, **options)
+
     def invoke(self, context: click.Context) -> Any:
         """Run the command."""
         _forgive_encodings()
+        told: click.ClickException
         try:
             return super().invoke(context)
         except click.ClickException as problem:  # what click finds wrong quotes what was typed
             problem.message = printable(shortened(problem.message))  # type: ignore[misc]  # click calls it final
             raise
         except StoppedError as problem:
-            raise Interruption(str(problem)) from problem
+            told = Interruption(problem)
         except MaskZooError as problem:
-            raise Refusal(message_of(problem)) from problem
+            told = Refusal(message_of(problem))
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click knows what to do
         except Exception as problem:
@@ -71,7 +82,8 @@ class Commands(click.Group):
             if refusal is None:
                 problem.add_note("This is a bug of MaskZoo: please report it, with the lines above.")
                 raise
-            raise refusal from problem
+            told = refusal
+        raise told  # without the error, whose frames hold models, and would hold them to the interpreter's end
 
 
 def _refusal(problem: Exception) -> Refusal | None:

@@ -31,4 +31,11 @@ class DataError(MaskZooError):
 
 
 class StoppedError(MaskZooError):
-    """A signal ended a run between two steps; a checkpoint was saved, and the command line exits with code 75."""
+    """A signal ended a piece of work that can be resumed; the command line exits with code 75.
+
+    `moment` says when ("after step 3 of 40"), `resume` is the command that resumes it, where one is known.
+    """
+
+    def __init__(self, moment: str, resume: str | None = None) -> None:
+        super().__init__(f"Stopped {moment}." + (f" Resume with: {resume}" if resume else ""))
+        self.moment, self.resume = moment, resume

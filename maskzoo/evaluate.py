@@ -26,6 +26,7 @@ from maskzoo.protocols import Dataset, Pooling
 from maskzoo.recipe import Recipe, Use, describe, make, parse, plain_of, put, read
 from maskzoo.registry import Registry, nearest
 from maskzoo.seeds import stream_seed
+from maskzoo.signals import Work, listening
 from maskzoo.trained import open_run
 from maskzoo.weights import load_weights
 
@@ -213,6 +214,7 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
             module.to(device)
     backbone = subject.backbone
     height, width = (cells * pixels for cells, pixels in zip(backbone.grid, backbone.patch_size, strict=True))
+    work = Work(waits="this part of the evaluation")
     encoder = WholeImages(
         backbone,
         subject.dataset,
@@ -224,6 +226,7 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
         statistics=subject.statistics,
         workers=subject.workers if wishes.workers is None else wishes.workers,
         max_broken=subject.max_broken,
+        stopping=lambda: work.asked,
     )
     common = {
         **subject.about,
@@ -234,11 +237,18 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
     entries: list[dict[str, Any]] = []
     table = Table("evaluator", "figure", "value", box=None, pad_edge=False)
     folder = RunFolder(subject.folder)
-    with _locked(folder), encoder.remembering():
+    stopped: StoppedError | None = None
+    with _locked(folder), encoder.remembering(), listening(work):
         folder.evaluation()  # what cannot be read is said before hours are spent
         for evaluator in evaluators:
             label = told(evaluator)
-            figures, problem = _measured(evaluator, encoder, subject)
+            try:
+                encoder.refuse_if_stopping()
+                figures, problem = _measured(evaluator, encoder, subject)
+            except StoppedError:
+                before = "; what was measured before is kept" if entries else ""
+                stopped = StoppedError(f"while {label} was measured{before}")
+                break
             if broken := encoder.broken():
                 sentence = f"{len(broken)} images cannot be read and are left out, e.g. {broken[0]}"
                 console.print(f"{evaluator.name}: {sentence}", style="yellow", highlight=False, markup=False)
@@ -258,12 +268,14 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
             with folder.writing():
                 _add(subject.folder / "evaluation.json", folder.evaluation(), entries[-1])
     if not entries:
-        raise RecipeError("nothing could be measured")
+        raise stopped or RecipeError("nothing could be measured")
     pooled = "mean of patch tokens" if wishes.pooling == "mean" else "class token"
     step = [f"step {subject.about['step']}"] if "step" in subject.about else []
     console.print(", ".join([subject.dataset.name, pooled, *step]), highlight=False, markup=False)
     console.print(table)
     console.print(f"in {subject.folder / 'evaluation.json'}", highlight=False, markup=False)
+    if stopped is not None:
+        raise stopped
     return entries
 
 
@@ -273,7 +285,8 @@ def _measured(evaluator: Any, encoder: WholeImages, subject: Subject) -> tuple[d
     if lacking:
         return {}, lacking
     try:
-        figures = {str(name): float(value) for name, value in evaluator(encoder, subject.dataset)}
+        with encoder.reading():
+            figures = {str(name): float(value) for name, value in evaluator(encoder, subject.dataset)}
     except StoppedError:
         raise
     except Exception as problem:  # whatever a plugin, a device without memory or a dead worker has thrown

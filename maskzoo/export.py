@@ -25,6 +25,7 @@ from maskzoo.evaluation.features import evaluating
 from maskzoo.plain import is_utf8, printable, read_json
 from maskzoo.recipe import describe
 from maskzoo.seeds import stream
+from maskzoo.signals import unfinished
 from maskzoo.trained import Trained
 
 POOLINGS = {"mean": "avg", "class": "token"}  # ours, and what timm calls them
@@ -52,9 +53,10 @@ def export(trained: Trained, to: str, folder: Path) -> list[str]:
         raise unwritable(folder, problem) from problem
     statistics = statistics_of(trained)
     try:
-        beside.mkdir(parents=True)
-        said = (to_timm if to == "timm" else to_safetensors)(trained, beside, folder, statistics)
-        arrive(beside, place)
+        with unfinished(beside):
+            beside.mkdir(parents=True)
+            said = (to_timm if to == "timm" else to_safetensors)(trained, beside, folder, statistics)
+            arrive(beside, place)
     except (OSError, SafetensorError) as problem:  # the latter where the disk is full
         raise unwritable(folder, problem) from problem
     finally:

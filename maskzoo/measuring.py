@@ -42,7 +42,10 @@ class Measuring:
         with self.encoder.remembering(), console.status(f"{', '.join(self.names)} {when} training"):
             for whose, evaluator in zip(self.names, self.evaluators, strict=True):
                 try:
-                    found = {f"{whose}/{name}": float(value) for name, value in evaluator(self.encoder, self.dataset)}
+                    with self.encoder.reading():
+                        found = {
+                            f"{whose}/{name}": float(value) for name, value in evaluator(self.encoder, self.dataset)
+                        }
                 except StoppedError:
                     raise
                 except Exception as problem:  # of a plugin, a device without memory, a dead worker

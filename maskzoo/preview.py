@@ -30,6 +30,7 @@ from maskzoo.protocols import CurriculumSchedule, MaskingContext
 from maskzoo.recipe import MaskingRecipe, Use, make
 from maskzoo.registry import Registry
 from maskzoo.sheet import OWNER, Column, draw, half_blocks
+from maskzoo.signals import unfinished
 from maskzoo.trained import open_run
 
 STEPS = 1000  # of the run that is imagined
@@ -168,9 +169,10 @@ def _beside(out: Path) -> Iterator[Path]:
     part = out.parent / f".preview-{uuid.uuid4().hex}.part"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        part.touch(exist_ok=False)  # what cannot be written is said before hours of looking
-        yield part
-        part.replace(out)
+        with unfinished(part):
+            part.touch(exist_ok=False)  # what cannot be written is said before hours of looking
+            yield part
+            part.replace(out)
     except OSError as problem:
         raise _unwritable(out, problem) from problem
     finally:

@@ -127,6 +127,15 @@ def average(values: Tensor) -> Tensor:
     return values / world()
 
 
+def any_of(asked: bool, device: torch.device) -> bool:
+    """Whether it is so in any process; all of them have to call this."""
+    if world() == 1:
+        return asked
+    found = torch.full((), float(asked), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.item() > 0
+
+
 def told(words: str | None) -> str | None:
     """What the first process says, to all."""
     if world() == 1:

@@ -6,7 +6,7 @@ Shapes: B images, N patches (mask units), V visible, H hidden (V + H = N), P pre
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
@@ -582,8 +582,12 @@ class Encoder(Protocol):
         """Tokens of the patches [B, N, D] float32, on the encoder's device, of prepared images [B, C, H, W]."""
         ...
 
-    def batches(self, split: Split, chosen: Sequence[int]) -> Iterator[tuple[Tensor, list[int | None]]]:
-        """The images at the `chosen` positions in their order, prepared [B, C, H, W], with their labels."""
+    def batches(self, split: Split, chosen: Sequence[int]) -> Generator[tuple[Tensor, list[int | None]], None, None]:
+        """The images at the `chosen` positions in their order, prepared [B, C, H, W], with their labels.
+
+        Processes may stand behind it, which end when it is closed: at its end, by `contextlib.closing` wherever the
+        loop may be left before, and in any case when the evaluator ends.
+        """
         ...
 
     def predictions(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor] | None:

@@ -6,10 +6,9 @@ import json
 import math
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +34,7 @@ from maskzoo.protocols import Batch, Dataset
 from maskzoo.provenance import facts
 from maskzoo.recipe import Recipe, describe, make
 from maskzoo.registry import Registry
-from maskzoo.signals import listening, signals_held
+from maskzoo.signals import Work, as_typed, listening
 from maskzoo.train import MODEL_FIGURES, Session, finite, train
 
 LOWER = 0.5  # what the rates are multiplied by when a run goes back
@@ -105,7 +104,8 @@ def _run(
     folder = RunFolder(out) if out is not None else RunFolder.claim(session)
     if resume:
         folder.refuse_another(session.recipe, registry)
-    with folder.locked(), stopping_by_signal(session):
+    work = _work(session, folder, console)
+    with folder.locked(), listening(work):
         session.stop_asked = session.stop_asked or stop_asked()
         with folder.writing():
             resumed = folder.open(session, console, resume=resume)
@@ -123,8 +123,7 @@ def _run(
             classes=dataset.classes,
             workers=_workers(session, recipe),
             max_broken=recipe.train.max_broken,
-            # One of several processes must not leave while others wait for its part of the weights.
-            stopping=lambda: session.stop_asked and processes.world() == 1,
+            stopping=lambda: processes.any_of(session.stop_asked, session.device),
         )
 
         several = Loggers(loggers if processes.first() else [], lambda sentence: _say(folder, sentence, console))
@@ -132,7 +131,9 @@ def _run(
         measuring = Measuring(evaluators, encoder, dataset, folder, lambda sentence: _say(folder, sentence, console))
 
         def measure(when: Literal["before", "after"]) -> None:
+            waits, work.waits = work.waits, "this part of the evaluation"
             known = measuring.measure(when, console)
+            work.waits = waits
             step = min(session.step, session.steps - 1)
             several.log({f"{when}/{name}": value for name, value in known.items()}, step)
 
@@ -144,11 +145,11 @@ def _run(
                 if session.step == session.steps and "after" not in folder.evaluation():
                     measure("after")
         except StoppedError:
-            moment = f"after step {session.step} of {session.steps}"
-            raise StoppedError(f"stopped by a signal {moment}, while it was evaluated; --resume goes on") from None
+            processes.wait()  # the first that leaves makes torchrun end the others
+            raise StoppedError(f"{_moment(session)}, while it was evaluated", work.resume()) from None
         if session.step < session.steps:
-            processes.wait()  # whoever leaves first makes torchrun end the others
-            raise StoppedError(f"stopped by a signal after step {session.step} of {session.steps}; --resume goes on")
+            processes.wait()
+            raise StoppedError(_moment(session), work.resume())
         console.print(_closing(folder, measuring.told()), highlight=False, markup=False)
     return folder.path
 
@@ -189,7 +190,7 @@ def _consume(
     console: Console,
 ) -> None:
     settings, workers = recipe.train, _workers(session, recipe)
-    source = Source(_batches(session, dataset, recipe, workers), session.accumulate, workers)
+    source = Source(_batches(session, dataset, recipe, workers), session.accumulate)
     every = settings.checkpoint_steps or session.steps_in_epoch
     alarms, skipped, due = Alarms(session.steps), 0, False
     memory = PeakMemory(session.device)
@@ -284,8 +285,8 @@ def _report_skipped(
 class Source:
     """The batches of a run, with the time that they took and the images that could not be read."""
 
-    def __init__(self, source: Iterator[Batch], kept: int, workers: int) -> None:
-        self.source, self.kept, self.workers = source, kept, workers
+    def __init__(self, source: Iterator[Batch], kept: int) -> None:
+        self.source, self.kept = source, kept
         self.last: list[Batch] = []  # the micro-batches of the step in hand
         self.others = set(multiprocessing.active_children())  # whatever runs besides the loader's workers
         self.waiting = False  # whether a batch is being waited for, so that no step is in hand
@@ -293,13 +294,11 @@ class Source:
         self._waited = self._loading = 0.0  # seconds
 
     def __iter__(self) -> Iterator[Batch]:
-        first = True
         while True:
             began = time.perf_counter()
             self.waiting = True
-            with signals_held() if first and self.workers else nullcontext():
-                batch = next(self.source, None)
-            self.waiting = first = False
+            batch = next(self.source, None)
+            self.waiting = False
             self._waited += time.perf_counter() - began
             if batch is None:
                 return
@@ -358,17 +357,26 @@ def _no_lost_step(session: Session, source: Source, folder: RunFolder) -> Iterat
         raise trouble from problem
 
 
-@contextmanager
-def stopping_by_signal(session: Session) -> Iterator[None]:
-    """Let SIGTERM, SIGINT and SIGUSR1 end the run after the step in hand; a second SIGINT ends it at once."""
+def _work(session: Session, folder: RunFolder, console: Console) -> Work:
+    """What SIGTERM, SIGINT and SIGUSR1 end after the step in hand."""
 
-    def ask(number: int) -> None:
-        if session.stop_asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
+    def ask() -> None:
         session.stop_asked = True
 
-    with listening(ask):
-        yield
+    def kept() -> str:
+        last = checkpoint.found(folder.checkpoints)
+        step = int(last[-1].stem.removeprefix("step-")) if last else 0
+        return f"the checkpoint after step {step} of {session.steps} is safe" if last else "there was no checkpoint yet"
+
+    def resume() -> str | None:
+        there = (folder.path / "recipe.toml").is_file()
+        return as_typed(["train", "--out", str(folder.path), "--resume"]) if there else None
+
+    return Work(ask, say=lambda words: console.print(words, highlight=False, markup=False), kept=kept, resume=resume)
+
+
+def _moment(session: Session) -> str:
+    return f"after step {session.step} of {session.steps}" if session.step else "before the first step"
 
 
 def _say(folder: RunFolder, sentence: str, console: Console, kind: str = "warnings") -> None:

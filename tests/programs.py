@@ -165,10 +165,13 @@ def _become(main: Any, arguments: list[str], before: str, said: str, folder: str
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    from maskzoo.signals import end_by_signals
+
     os.chdir(folder)
     sys.argv = ["maskzoo", *arguments]
     code = 1
     try:
+        end_by_signals(arguments)
         exec(before, {})
         main(arguments)
     except SystemExit as end:

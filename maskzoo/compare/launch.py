@@ -32,10 +32,9 @@ from maskzoo.plain import read_json, replace
 from maskzoo.recipe import Recipe, put, read
 from maskzoo.registry import Registry
 from maskzoo.run import run
-from maskzoo.signals import listening
+from maskzoo.signals import STOPPED, Work, ended_with_us, listening
 
 IN_QUEUE = frozenset({"RUNNING", "PENDING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "READY"})  # at SLURM
-STOPPED = 75  # exit code of a run that a signal has ended
 PROBE_STEPS = 25
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 THREADS = "OMP_NUM_THREADS"  # the environment's name for how many threads torch computes with
@@ -51,6 +50,7 @@ def train_missing(
     devices: Sequence[str] = (),
     launcher: str = "local",
     settings: Mapping[str, Any] | None = None,
+    resume: str | None = None,
 ) -> list[str]:
     """Train what is missing, or half done; a sentence for each run that failed, while all others went on.
 
@@ -62,7 +62,7 @@ def train_missing(
     if not missing:
         return []
     (plan.out / "logs").mkdir(exist_ok=True)
-    with _listening() as asked:
+    with _listening(console, resume) as asked:
         if launcher == "submitit":
             return _submit(missing, plan.out, settings or {}, asked, console)
         if jobs == 1 and len(devices) <= 1:
@@ -93,20 +93,21 @@ class _Asked:
     def refuse(self) -> None:
         """Raise StoppedError if so."""
         if self.stop:
-            raise StoppedError("stopped by a signal; the same command goes on")
+            raise StoppedError("before all runs were done")
 
 
 @contextmanager
-def _listening() -> Iterator[_Asked]:
+def _listening(console: Console, resume: str | None) -> Iterator[_Asked]:
     """Take the signals that stop a run for the comparison as a whole; a run in this process listens by itself."""
     asked = _Asked()
 
-    def hear(number: int) -> None:
-        if asked.stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
+    def hear() -> None:
         asked.stop = True
 
-    with listening(hear):
+    def say(words: str) -> None:
+        console.print(words, highlight=False, markup=False)
+
+    with listening(Work(hear, waits="the steps in hand", say=say, resume=lambda: resume)):
         yield asked
 
 
@@ -172,8 +173,7 @@ def _one_by_one(
                 put(plain, "train.device", device)
             run(Recipe.from_plain(plain), registry, console, job.folder, resume=True, stop_asked=lambda: asked.stop)
         except StoppedError as problem:
-            words = str(problem).removesuffix("; --resume goes on")
-            raise StoppedError(f"'{job.folder}' was {words}; the same command goes on") from problem
+            raise StoppedError(f"in '{job.folder}' {problem.moment}") from None
         except MaskZooError as problem:
             failures.append(_failed(job, str(problem)))
         except Exception as problem:  # of a plugin, or a device without memory: it must not end the others
@@ -213,7 +213,7 @@ def _at_once(
     running: list[tuple[Job, str | None, subprocess.Popen[bytes]]] = []
     told = False
     occupied: set[str] = set()  # runs that somebody else writes to, once it has been said
-    try:
+    with _none_left(running):
         while waiting or running:
             if asked.stop and not told:
                 waiting, told = [], True
@@ -243,20 +243,34 @@ def _at_once(
                 running.remove(one)
                 job, device, process = one
                 free.append(device)
-                if process.returncode == STOPPED:
+                by_us = told and process.returncode == -signal.SIGTERM  # before it could listen
+                if process.returncode == STOPPED or by_us:
                     stopped = True
                 elif process.returncode != 0:
                     failures.append(_failed(job, f"{_last_words(_log(out, job))} (see '{_log(out, job)}')"))
-                word = {0: "done", STOPPED: "stopped"}.get(process.returncode, "failed")
+                word = {0: "done", STOPPED: "stopped"}.get(process.returncode, "stopped" if by_us else "failed")
                 console.print(f"{job.cell}, seed {job.seed}: {word}", highlight=False, markup=False)
             time.sleep(PAUSE)
-    finally:
-        for _, _, process in running:
-            process.kill()
     asked.refuse()
     if stopped:
-        raise StoppedError("a signal stopped some of the runs; the same command goes on")
+        raise StoppedError("by a signal to some of the runs")
     return failures
+
+
+@contextmanager
+def _none_left(running: Sequence[tuple[Job, str | None, subprocess.Popen[bytes]]]) -> Iterator[None]:
+    """Kill what runs still when this is left, and the loaders' workers of it."""
+
+    def leaders() -> list[int]:
+        return [process.pid for _, _, process in running]
+
+    with ended_with_us(leaders):
+        try:
+            yield
+        finally:
+            for leader in leaders():
+                with suppress(ProcessLookupError):
+                    os.killpg(leader, signal.SIGKILL)
 
 
 def _end_with_parent() -> None:
@@ -343,7 +357,7 @@ def _submit(
                 words = f"{len(new)} runs were sent to {executor.cluster}; their words are in '{out / 'logs'}'"
                 console.print(words, highlight=False)
             if asked.stop:
-                raise StoppedError("no longer waiting for the runs that were sent, which go on; the same command waits")
+                raise StoppedError("waiting for the runs that were sent, which continue")
             time.sleep(PAUSE * 10)
             new = [job for job in occupied if not held(job) and not job.done]
             occupied = [job for job in occupied if held(job)]

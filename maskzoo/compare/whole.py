@@ -11,9 +11,10 @@ from rich.console import Console
 from maskzoo.compare.launch import locked, speed_of, train_missing
 from maskzoo.compare.plan import Plan, plan, planned, table
 from maskzoo.compare.report import refuse_foreign, report, tell
-from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.recipe import parse
 from maskzoo.registry import Registry
+from maskzoo.signals import as_typed
 
 
 def compare_all(
@@ -70,18 +71,36 @@ def compare_all(
             console.print("the steps of the others are known when their speed has been measured")
         return
     names = [name.strip() for name in devices.split(",") if name.strip()]
+    resume = _resume(out, jobs, devices, launcher, launch)
     with locked(out):  # from the plan on: two plans in one folder would make cells of two recipes
-        made = planned_now()
-        console.print(table(made))
-        failures = train_missing(
-            made, registry, console, jobs=jobs, devices=names, launcher=launcher, settings=settings
-        )
+        try:
+            made = planned_now()
+            console.print(table(made))
+            failures = train_missing(
+                made,
+                registry,
+                console,
+                jobs=jobs,
+                devices=names,
+                launcher=launcher,
+                settings=settings,
+                resume=resume,
+            )
+        except StoppedError as problem:
+            raise StoppedError(problem.moment, resume if (out / "plan.json").exists() else None) from None
         if not any(job.done for job in made.jobs):
             raise MaskZooError("\n".join(failures) or f"none of the runs in '{out}' has finished")
         comparison = report(out, made.paths, made.baseline, equal=made.equal, flops=made.flops, remarks=failures)
     tell(comparison, out, console)
     if failures:
         raise MaskZooError(f"{len(failures)} of {len(made.jobs)} runs failed; '{out}' reports on the others")
+
+
+def _resume(out: Path, jobs: int, devices: str, launcher: str, launch: Sequence[str]) -> str:
+    """The command that resumes a comparison whose plan is in `out`."""
+    options = ["--jobs", str(jobs)] * (jobs > 1) + ["--devices", devices] * bool(devices)
+    options += ["--launcher", launcher] * (launcher != "local")
+    return as_typed(["compare", "--out", str(out), *options, *(text for one in launch for text in ("--launch", one))])
 
 
 def _settings(launch: Sequence[str], launcher: str) -> dict[str, Any]:

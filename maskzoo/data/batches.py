@@ -5,14 +5,16 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import itertools
 import multiprocessing
+import multiprocessing.util  # whose exit hook must be there before ours
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any, TypeVar, cast
 
 import attrs
@@ -26,10 +28,12 @@ from maskzoo.data.folder import SourceGoneError
 from maskzoo.errors import ContractError, DataError, MaskZooError
 from maskzoo.protocols import Batch, Dataset, Sample, Split, Stream
 from maskzoo.seeds import stream, stream_seed
+from maskzoo.signals import restore, signals_held
 
 T = TypeVar("T")
 BICUBIC = InterpolationMode.BICUBIC
 LOOKUP_TRIES = 100  # broken images in a row
+SHUTDOWN = 2.0  # seconds that workers have to end by themselves
 
 
 def steps_in_epoch(dataset: Dataset, batch_size: int) -> int:
@@ -86,7 +90,7 @@ def batches(
     world: int = 1,
     accumulate: int = 1,
     statistics: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This process's part of steps `start` to `steps` - 1: random crops (area in `scale`), mirrored or not, normalised.
 
     `batch_size` is that of all `world` processes together. Each step comes in `accumulate` batches: its images, in
@@ -231,7 +235,9 @@ def _joined(pieces: Generator[_Packed, None, None], count: int, *, pinned: bool)
         yield whole.pin_memory() if pinned else whole
 
 
-def _checked(packs: Generator[_Packed, None, None], images: int, max_broken: float, makers: int) -> Iterator[Batch]:
+def _checked(
+    packs: Generator[_Packed, None, None], images: int, max_broken: float, makers: int
+) -> Generator[Batch, None, None]:
     """The loader's batches; broken images are counted here since each worker sees only some of them."""
     seen: dict[int, str] = {}
     with closing(packs):  # an error ends the workers now, not when its traceback is forgotten
@@ -292,7 +298,9 @@ def loaded(loader: torch.utils.data.DataLoader[T]) -> Generator[T, None, None]:
     others = set(multiprocessing.active_children())
     iterator: Iterator[T] | None = None
     try:
-        iterator = iter(loader)
+        with signals_held() if loader.num_workers else nullcontext():  # its workers are started here
+            iterator = iter(loader)
+        _started.update(worker.pid for worker in set(multiprocessing.active_children()) - others)
         yield from iterator
     except Exception as error:
         if loader.num_workers:
@@ -306,10 +314,44 @@ def loaded(loader: torch.utils.data.DataLoader[T]) -> Generator[T, None, None]:
     finally:
         with _no_word_of_dead_workers():
             workers = set(multiprocessing.active_children()) - others
-            del iterator  # torch asks them to end
+            with _killed_after(SHUTDOWN, workers):
+                del iterator  # torch asks them to end, and waits for each
             for worker in workers:
                 # After the death of one the others may wait for ever, deaf to SIGTERM, and the program's end for them.
                 worker.kill()
+            _started.difference_update(worker.pid for worker in workers)
+
+
+@contextmanager
+def _killed_after(seconds: float, workers: Iterable[multiprocessing.process.BaseProcess]) -> Iterator[None]:
+    """Kill workers that are still there after a while inside: one that is in the middle of a long read hears nothing.
+
+    Not at once: one that dies while it holds a lock of torch's would keep torch waiting for ever.
+    """
+
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    if workers:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _kill_workers() -> None:
+    """Kill the loaders' workers that an error has kept alive: they hold SIGTERM back, and Python's exit would wait."""
+    for worker in multiprocessing.active_children():
+        if worker.pid in _started:
+            worker.kill()
+
+
+_started: set[int | None] = set()  # the workers' processes
+atexit.register(_kill_workers)  # after multiprocessing's, which is imported above, so before it
 
 
 @contextmanager
@@ -322,7 +364,7 @@ def _no_word_of_dead_workers() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        restore(signal.SIGCHLD, before)
 
 
 def _forget_frames(error: BaseException | None) -> None:

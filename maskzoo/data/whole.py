@@ -5,10 +5,9 @@ Shapes: B images in a batch, C channels.
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import closing
 
 import attrs
 import torch
@@ -19,7 +18,6 @@ from maskzoo.data.batches import as_it_is, loaded, prepare
 from maskzoo.data.folder import SourceGoneError
 from maskzoo.errors import DataError
 from maskzoo.protocols import Split, Stream
-from maskzoo.signals import signals_held
 
 MOST_WORKERS = 8  # unless more are asked for
 
@@ -39,7 +37,7 @@ def whole_batches(
     batch_size: int,
     workers: int = 0,
     max_broken: float = 1.0,
-) -> Iterator[tuple[Tensor | None, list[int | None], dict[int, str]]]:
+) -> Generator[tuple[Tensor | None, list[int | None], dict[int, str]], None, None]:
     """The images at the `chosen` positions in their order, prepared [B, C, *size], with their labels.
 
     Images that cannot be read are left out, and come as {position: sentence}; of a batch without any other there are
@@ -59,9 +57,7 @@ def whole_batches(
     )
     broken: dict[int, str] = {}
     with closing(loaded(loader)) as packs:
-        with signals_held() if workers else nullcontext():  # where they are started
-            first = next(packs, None)
-        for pack in itertools.chain([] if first is None else [first], packs):
+        for pack in packs:
             if pack.gone is not None:
                 raise pack.gone
             broken |= pack.broken

@@ -6,7 +6,8 @@ Shapes: B images in a batch, M images, N patches, D channels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import ClassVar
 
 import attrs
@@ -58,8 +59,9 @@ class AttentiveProbe:
             if not self._train(probe, Tokens(encoder, dataset.train, at_most(self.images))):
                 return
         right, images = 0, 0
-        with evaluating(probe), torch.no_grad():
-            for tokens, told in labelled(encoder, dataset.test, some_of(dataset.test, at_most(self.images))):
+        tested = labelled(encoder, dataset.test, some_of(dataset.test, at_most(self.images)))
+        with evaluating(probe), torch.no_grad(), closing(tested):
+            for tokens, told in tested:
                 scores = probe(tokens)
                 if not scores.isfinite().all():
                     raise ContractError("attentive: the probe's scores are not finite; lower its lr")
@@ -74,14 +76,15 @@ class AttentiveProbe:
         optimizer = torch.optim.AdamW(probe.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         for epoch in range(self.epochs):
             generator = stream(self.seed, "attentive", epoch)
-            for tokens, labels, done in source.epoch(self.batch_size, generator):
-                source.encoder.refuse_if_stopping()
-                for group in optimizer.param_groups:
-                    group["lr"] = self.lr * cosine((epoch + done) / self.epochs)
-                loss = cross_entropy(probe(tokens.to(device)), labels.to(device))
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
+            with closing(source.epoch(self.batch_size, generator)) as batches:
+                for tokens, labels, done in batches:
+                    source.encoder.refuse_if_stopping()
+                    for group in optimizer.param_groups:
+                        group["lr"] = self.lr * cosine((epoch + done) / self.epochs)
+                    loss = cross_entropy(probe(tokens.to(device)), labels.to(device))
+                    optimizer.zero_grad()
+                    torch.autograd.backward(loss)
+                    optimizer.step()
         if not all(weight.isfinite().all() for weight in probe.parameters()):
             raise ContractError("attentive: the probe's weights did not stay finite; lower its lr")
         return source.any
@@ -96,7 +99,7 @@ class Tokens:
         self.any = False  # whether an image with a label has been seen
         self._kept: tuple[Tensor, Tensor] | None = None
 
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, float]]:
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Generator[tuple[Tensor, Tensor, float], None, None]:
         """Tokens [B, N, D], labels [B], and which share of the epoch came before; a stream keeps its order."""
         if self._kept is None:
             if not self._fits():
@@ -121,26 +124,28 @@ class Tokens:
             chosen = [chosen[place] for place in torch.randperm(len(chosen), generator=generator).tolist()]
         done = 0
         waiting: list[tuple[Tensor, Tensor]] = []
-        for pair in labelled(self.encoder, self.split, chosen):
-            self.any = True
-            waiting.append(pair)
-            tokens, labels = (torch.cat(parts) for parts in zip(*waiting, strict=True))
-            whole = len(labels) - len(labels) % batch_size  # what is left over waits for the encoder's next batch
-            for first in range(0, whole, batch_size):
-                some = slice(first, first + batch_size)
-                yield tokens[some], labels[some], min(1.0, done / len(chosen))
-                done += batch_size
-            waiting = [(tokens[whole:], labels[whole:])]
+        with closing(labelled(self.encoder, self.split, chosen)) as pairs:
+            for pair in pairs:
+                self.any = True
+                waiting.append(pair)
+                tokens, labels = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+                whole = len(labels) - len(labels) % batch_size  # what is left over waits for the encoder's next batch
+                for first in range(0, whole, batch_size):
+                    some = slice(first, first + batch_size)
+                    yield tokens[some], labels[some], min(1.0, done / len(chosen))
+                    done += batch_size
+                waiting = [(tokens[whole:], labels[whole:])]
         if waiting and len(waiting[0][1]):
             yield *waiting[0], min(1.0, done / len(chosen))
 
 
 def labelled(
     encoder: Encoder, split: Split, chosen: list[int], device: str | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Tokens [B, N, D] and labels [B] of those of the chosen images that have one; no batch is empty."""
-    for images, told in encoder.batches(split, chosen):
-        known = [place for place, label in enumerate(told) if label is not None]
-        if known:
-            tokens = encoder.tokens(images[known])
-            yield tokens.to(device or tokens.device), torch.tensor([label for label in told if label is not None])
+    with closing(encoder.batches(split, chosen)) as source:
+        for images, told in source:
+            known = [place for place, label in enumerate(told) if label is not None]
+            if known:
+                tokens = encoder.tokens(images[known])
+                yield tokens.to(device or tokens.device), torch.tensor([label for label in told if label is not None])

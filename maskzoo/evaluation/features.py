@@ -5,9 +5,10 @@ Shapes: B images in a batch, M images, C channels, P prefix tokens, N patches, D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class WholeImages:
         self.batch_size = batch_size
         self.objective: Objective | None = objective
         self.stopping = stopping
+        self._open: WeakSet[Generator[Any, None, None]] = WeakSet()  # what is being read
         if device is None:
             device = next((parameter.device for parameter in backbone.parameters()), "cpu")
         self.device = torch.device(device)
@@ -83,7 +85,7 @@ class WholeImages:
     def refuse_if_stopping(self) -> None:
         """Raise StoppedError where somebody wants to stop: an evaluation can be begun again."""
         if self.stopping():
-            raise StoppedError("stopped by a signal during an evaluation")
+            raise StoppedError("during an evaluation")
 
     def broken(self) -> list[str]:
         """A sentence for each image that has been left out since this was last asked, since it cannot be read."""
@@ -108,6 +110,7 @@ class WholeImages:
 
         Images that cannot be read are left out; DataError if that leaves none.
         """
+        self.refuse_if_stopping()
         key = (id(split), None if images is None or images >= len(split) else images)
         if self._kept is not None and key in self._kept:
             _, features, found, broken = self._kept[key]
@@ -117,9 +120,10 @@ class WholeImages:
         chosen = some_of(split, images)
         features = torch.empty(len(chosen), self.dim)  # filled in place: these may be half of what the memory holds
         labels: list[int | None] = []
-        for some, told in self.batches(split, chosen):
-            features[len(labels) : len(labels) + len(told)] = self(some)
-            labels += told
+        with closing(self.batches(split, chosen)) as source:
+            for some, told in source:
+                features[len(labels) : len(labels) + len(told)] = self(some)
+                labels += told
         features = features[: len(labels)]
         known = [label for label in labels if label is not None]
         found = None if len(known) < len(labels) else torch.tensor(known, dtype=torch.int64)
@@ -137,24 +141,39 @@ class WholeImages:
         if model is None:
             return None
         scores, labels = [], []
-        for some, told in self.batches(split, some_of(split, images)):
-            with evaluating(model), torch.no_grad():
-                foretold = model.predict(some.to(self.device))
-            if foretold is None:
-                return None
-            if not foretold.isfinite().all():
-                raise ContractError("the classifier's scores are not finite: its weights have gone bad")
-            known = [position for position, label in enumerate(told) if label is not None]
-            scores.append(foretold.to("cpu", torch.float32)[known])
-            labels += [label for label in told if label is not None]
+        with closing(self.batches(split, some_of(split, images))) as source:
+            for some, told in source:
+                with evaluating(model), torch.no_grad():
+                    foretold = model.predict(some.to(self.device))
+                if foretold is None:
+                    return None
+                if not foretold.isfinite().all():
+                    raise ContractError("the classifier's scores are not finite: its weights have gone bad")
+                known = [position for position, label in enumerate(told) if label is not None]
+                scores.append(foretold.to("cpu", torch.float32)[known])
+                labels += [label for label in told if label is not None]
         return (torch.cat(scores), torch.tensor(labels, dtype=torch.int64)) if labels else None
 
-    def batches(self, split: Split, chosen: Sequence[int]) -> Iterator[tuple[Tensor, list[int | None]]]:
+    def batches(self, split: Split, chosen: Sequence[int]) -> Generator[tuple[Tensor, list[int | None]], None, None]:
         """The images at the `chosen` positions in their order, prepared [B, C, *size], with their labels.
 
         Images that cannot be read are left out, and told of by `broken`; DataError where they are too many.
         StoppedError where somebody wants to stop.
         """
+        opened = self._batches(split, chosen)
+        self._open.add(opened)
+        return opened
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Close what an evaluator inside has read half, however it ends: workers may stand behind it."""
+        try:
+            yield
+        finally:
+            for opened in list(self._open):
+                opened.close()
+
+    def _batches(self, split: Split, chosen: Sequence[int]) -> Generator[tuple[Tensor, list[int | None]], None, None]:
         source = whole_batches(
             split,
             chosen,
@@ -165,11 +184,12 @@ class WholeImages:
             workers=self.workers,
             max_broken=self.max_broken,
         )
-        for images, labels, broken in source:
-            self.refuse_if_stopping()
-            self._broken |= dict.fromkeys(broken.values())
-            if images is not None:
-                yield images, labels
+        with closing(source):  # an error that travels holds this frame
+            for images, labels, broken in source:
+                self.refuse_if_stopping()
+                self._broken |= dict.fromkeys(broken.values())
+                if images is not None:
+                    yield images, labels
 
 
 def some_of(split: Split, wanted: int | None) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, ClassVar, Literal
 
 import attrs
@@ -145,12 +146,13 @@ class FineTune:
             statistics=encoder.statistics,
         )
         skipped = torch.zeros((), device=encoder.device)
-        for step, batch in enumerate(source):
-            encoder.refuse_if_stopping()
-            encoder.left_out(batch.broken)
-            mover.set_lr(self.lr * cosine(step / steps, self.warmup))
-            torch.manual_seed(stream_seed(self.seed, "finetune", step))  # drop path, dropout, mixup
-            skipped += ~self._step(model, batch.to(encoder.device), mover, engine).isfinite()
+        with closing(source):
+            for step, batch in enumerate(source):
+                encoder.refuse_if_stopping()
+                encoder.left_out(batch.broken)
+                mover.set_lr(self.lr * cosine(step / steps, self.warmup))
+                torch.manual_seed(stream_seed(self.seed, "finetune", step))  # drop path, dropout, mixup
+                skipped += ~self._step(model, batch.to(encoder.device), mover, engine).isfinite()
         if skipped > MOST_SKIPPED * steps:
             raise ContractError(
                 f"finetune: in {int(skipped)} of {steps} steps the loss or its gradient was not finite; lower its lr, "

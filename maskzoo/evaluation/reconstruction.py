@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, ClassVar
 
 import attrs
@@ -50,10 +51,11 @@ class Reconstruction:
             raise ContractError(f"reconstruction: a ratio of {self.ratio:g} hides all {patches} patches")
         generator = stream(0, "fixed masks")  # of no run's seed: the same for all
         total, images = 0.0, 0
-        for some, _ in encoder.batches(dataset.test, some_of(dataset.test, at_most(self.images))):
-            noise = torch.rand(len(some), patches, generator=generator).to(encoder.device)
-            with evaluating(objective), torch.no_grad():
-                loss = objective(some.to(encoder.device), Mask.hide_top(noise, count)).loss
-            total += loss.item() * len(some)
-            images += len(some)
+        with closing(encoder.batches(dataset.test, some_of(dataset.test, at_most(self.images)))) as source:
+            for some, _ in source:
+                noise = torch.rand(len(some), patches, generator=generator).to(encoder.device)
+                with evaluating(objective), torch.no_grad():
+                    loss = objective(some.to(encoder.device), Mask.hide_top(noise, count)).loss
+                total += loss.item() * len(some)
+                images += len(some)
         yield "loss on fixed masks", total / images
