@@ -306,7 +306,7 @@ class _Step:
     def context(self, ratio: float, factor: float, progress: float, least: tuple[int, int]) -> MaskingContext:
         """What the strategy may see at that moment."""
         context = MaskingContext.of(
-            self.objective, self.images, ratio, factor=factor, progress=progress, labels=self.labels
+            self.objective, self.images, ratio, step=0, factor=factor, progress=progress, labels=self.labels
         )
         return attrs.evolve(
             context,

@@ -37,7 +37,7 @@ def first_bad(session: Session, batches: Sequence[Batch]) -> str:
             for learner, seen in session.strategy.active(context):
                 if learner in learners:
                     own = LearnerStep(learner)
-                    name = f"{learner.name}{seen.stream}."
+                    name = f"{learner.name}{seen.branch}."
                     bad += _bad_of(session, name, own.learner, own, seen)
     finally:
         session.step += 1

@@ -356,11 +356,12 @@ def _context(images: Tensor, players: Players, wish: Wish, number: int, progress
         players.objective,
         images,
         players.ratio(progress),
+        step=number,
         factor=players.curriculum(progress),
         progress=progress,
         seed=wish.seed,
     )
-    return attrs.evolve(context, step=number, least_hidden=1, least_shown=1).counted_by(players.strategy)
+    return attrs.evolve(context, least_hidden=1, least_shown=1).counted_by(players.strategy)
 
 
 def _obeys_factor(images: Tensor, players: Players, wish: Wish) -> bool:

@@ -5,10 +5,11 @@ Shapes: B images, N patches (mask units), V visible, H hidden (V + H = N), P pre
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from typing import Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import attrs
 import torch
@@ -24,6 +25,8 @@ Need = Literal["teacher", "attention", "features", "patch_loss", "labels"]
 Learning = Literal["no", "joint", "alternate"]
 Pooling = Literal["mean", "class"]  # of the patches' tokens, or the class token
 ClassType = TypeVar("ClassType", bound=type)
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 DECLARATIONS = frozenset(
     {"name", "paper", "needs", "learning", "default_curriculum", "default_ratio", "least_hidden", "provides", "dense"}
@@ -48,6 +51,21 @@ def define(cls: ClassType) -> ClassType:
 
 
 # ------------------------------------------------------------------------------------------------ what a strategy sees
+def _asking_for_the_step(make: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Say why `step` is asked for, where Python would only say that it is missing."""
+
+    @functools.wraps(make)
+    def made(*arguments: Given.args, **options: Given.kwargs) -> Made:
+        if "step" not in options:
+            raise TypeError(
+                "MaskingContext.of() needs step=..., the number of the batch: all draws depend on it, and without it "
+                "every batch would hide the same patches; in a loop, MaskingContext.stream(objective) counts for you"
+            )
+        return make(*arguments, **options)
+
+    return made
+
+
 @attrs.frozen(eq=False)
 class MaskingContext:
     """What a strategy may look at when it chooses the patches of one batch."""
@@ -65,19 +83,21 @@ class MaskingContext:
     grid: tuple[int, ...]  # mask units along each dimension; N is their product
     seed: int = 0
     step: int = 0
-    stream: str = ""  # which part of a composite draws; parts must not share their noise
+    branch: str = ""  # which part of a composite draws; parts must not share their noise
     least_hidden: int = 0  # patches to hide and to show at the least, where a moving ratio might leave none
     least_shown: int = 0
     share: int = 0  # which of the equal `shares` of the global batch these images are: one a process and micro-batch
     shares: int = 1
 
     @classmethod
+    @_asking_for_the_step
     def of(
         cls,
         objective: Objective,
         images: Tensor,
         ratio: float,
         *,
+        step: int,
         factor: float = -1.0,
         progress: float = 0.0,
         seed: int = 0,
@@ -88,7 +108,9 @@ class MaskingContext:
     ) -> MaskingContext:
         """A context outside a run, for tests, notebooks and previews; the objective is its own teacher unless given.
 
-        The count is rounded as MAE does until a strategy's `mask` puts its own rule in place.
+        All draws depend on `seed` and `step`: the same step hides the same patches, so a loop counts its steps, or
+        takes its contexts from `stream`, which does. The count is rounded as MAE does until a strategy's `mask` puts
+        its own rule in place.
         """
         grid = tuple(objective.backbone.grid)
         return cls(
@@ -104,7 +126,13 @@ class MaskingContext:
             teacher=objective if teacher is None else teacher,
             grid=grid,
             seed=seed,
+            step=step,
         )
+
+    @classmethod
+    def stream(cls, objective: Objective, seed: int = 0, *, step: int = 0) -> ContextStream:
+        """Contexts for a loop of one's own: each `next(images, ratio)` is one step further, beginning at `step`."""
+        return ContextStream(objective, seed, step)
 
     @property
     def patches(self) -> int:
@@ -122,7 +150,7 @@ class MaskingContext:
 
     def part(self, index: int, factor: float) -> MaskingContext:
         """The context of part `index` of a composite: draws of its own, and the factor of its own curriculum."""
-        return attrs.evolve(self, stream=f"{self.stream}/{index}", factor=factor)
+        return attrs.evolve(self, branch=f"{self.branch}/{index}", factor=factor)
 
     def noise(self, *shape: int, name: str = "scores") -> Tensor:
         """Uniform noise in [0, 1), float32, [B, *shape], or [B, N] without a shape.
@@ -132,7 +160,7 @@ class MaskingContext:
         """
         batch = self.images.shape[0]
         shape = shape or (self.patches,)
-        generator = stream(self.seed, "mask", self.step, self.stream, name)
+        generator = stream(self.seed, "mask", self.step, self.branch, name)
         noise = torch.rand(batch * self.shares, *shape, generator=generator)
         mine = noise[self.share * batch : (self.share + 1) * batch]
         if self.images.device.type == "cuda":
@@ -141,11 +169,49 @@ class MaskingContext:
 
     def shared(self, name: str) -> float:
         """One uniform draw in [0, 1) for the whole global batch."""
-        return float(torch.rand((), generator=stream(self.seed, "shared", self.step, self.stream, name)))
+        return float(torch.rand((), generator=stream(self.seed, "shared", self.step, self.branch, name)))
 
     def gather(self, values: Tensor) -> Tensor:
         """`values` [B, ...] of all processes as [B * world, ...], in the order of ranks, with gradient."""
         return processes.gather(values)
+
+
+@attrs.define(eq=False)
+class ContextStream:
+    """The contexts of a loop of one's own, one batch after the other, so that no two batches share their draws."""
+
+    objective: Objective
+    seed: int = 0
+    step: int = 0  # of the next context
+
+    def next(
+        self,
+        images: Tensor,
+        ratio: float,
+        *,
+        factor: float = -1.0,
+        progress: float = 0.0,
+        labels: Tensor | None = None,
+        index: Tensor | None = None,
+        extras: Mapping[str, Tensor] | None = None,
+        teacher: Objective | None = None,
+    ) -> MaskingContext:
+        """The context of the next batch, as `MaskingContext.of` makes it."""
+        context = MaskingContext.of(
+            self.objective,
+            images,
+            ratio,
+            step=self.step,
+            factor=factor,
+            progress=progress,
+            seed=self.seed,
+            labels=labels,
+            index=index,
+            extras=extras,
+            teacher=teacher,
+        )
+        self.step += 1
+        return context
 
 
 # ------------------------------------------------------------------------------------------------------------ maskers

@@ -20,7 +20,7 @@ import pluggy
 
 from maskzoo import hookspecs
 from maskzoo.blame import belongs
-from maskzoo.errors import MaskZooError, PluginError, RecipeError
+from maskzoo.errors import ContractError, MaskZooError, PluginError, RecipeError
 
 Kind = Literal["strategy", "schedule", "backbone", "objective", "dataset", "evaluator", "logger"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -80,8 +80,9 @@ class Registry:
         """The class of that name.
 
         Raises RecipeError for an unknown name, with the nearest known one and the plugins that could not be loaded,
-        and PluginError for a name that two third parties claim.
+        PluginError for a name that two third parties claim, and ContractError for a kind that does not exist.
         """
+        _refuse_no_kind(kind)
         for offer in self._offers(self._ours):
             if (offer.kind, offer.name) == (kind, name):
                 return offer.cls
@@ -95,6 +96,7 @@ class Registry:
 
     def classes(self, kind: Kind) -> dict[str, type]:
         """All classes of a kind that can be found without a clash, by name, in alphabetical order."""
+        _refuse_no_kind(kind)
         names = sorted({offer.name for offer in self._offers(self.plugins) if offer.kind == kind})
         found = {}
         for name in names:
@@ -146,6 +148,11 @@ class Registry:
     def _unknown(self, kind: Kind, name: str) -> str:
         known = list(self.classes(kind))
         return "; ".join([f"no {kind} named '{name}'", nearest(name, known), *self.broken()])
+
+
+def _refuse_no_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ContractError(f"'{kind}' is not a kind of plugin; the kinds are {', '.join(KINDS)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

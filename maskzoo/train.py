@@ -253,7 +253,7 @@ class LearnerStep(nn.Module):
         outcome = context.student(context.images, mask, context.labels, context.teacher)
         loss, figures = judged(self.learner, context, mask, outcome)
         chances = mask.weights.detach()  # [B, N], of hiding
-        own = f"{self.learner.name}{context.stream}"
+        own = f"{self.learner.name}{context.branch}"
         return loss, {**figures, f"{own}/chance": chances.mean(), f"{own}/contrast": chances.std(dim=1).mean()}
 
 
@@ -269,7 +269,7 @@ def judged(
     outcome = attrs.evolve(outcome, metrics={})  # the objective's own figures are not the learner's
     loss = learner.loss(context, mask, outcome)
     terms = {**outcome.metrics, "loss": loss.detach()}
-    return loss, {f"{learner.name}{context.stream}/{name}": value for name, value in terms.items()}
+    return loss, {f"{learner.name}{context.branch}/{name}": value for name, value in terms.items()}
 
 
 class Buffers:

@@ -24,7 +24,7 @@ def looking_at(attention: Tensor) -> SimpleNamespace:
 
 def context_of(attention: Tensor, ratio: float, factor: float, seed: int = 0) -> MaskingContext:
     images = torch.zeros(len(attention), 3, 32, 32)
-    return MaskingContext.of(looking_at(attention), images, ratio, factor=factor, seed=seed)
+    return MaskingContext.of(looking_at(attention), images, ratio, factor=factor, seed=seed, step=0)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.75])
@@ -84,7 +84,7 @@ def test_a_neutral_with_hints_stays_uniform():
 def test_the_papers_own_hint_numbers():
     attention = torch.rand(20, 196, generator=torch.Generator().manual_seed(1))
     student = SimpleNamespace(backbone=SimpleNamespace(grid=(14, 14), attention=lambda images: attention))
-    context = MaskingContext.of(student, torch.zeros(20, 3, 1, 1), 0.3)
+    context = MaskingContext.of(student, torch.zeros(20, 3, 1, 1), 0.3, step=0)
     mask = strategy_of({"use": "attmask", "hints": 0.1}).mask(context)
     top = attention.argsort(dim=1, descending=True)[:, :58]
     assert mask.count == 58
@@ -93,7 +93,7 @@ def test_the_papers_own_hint_numbers():
 
 def test_it_ranks_by_the_teachers_attention_to_real_images():
     objective, images = tiny_objective().eval(), random_images()
-    mask = strategy_of("attmask", objective).mask(MaskingContext.of(objective, images, 0.75))
+    mask = strategy_of("attmask", objective).mask(MaskingContext.of(objective, images, 0.75, step=0))
     attention = objective.backbone.attention(images)
     hidden = attention.masked_fill(~mask.hidden, float("inf")).amin(dim=1)
     shown = attention.masked_fill(mask.hidden, float("-inf")).amax(dim=1)

@@ -21,7 +21,7 @@ def objective_on(*grid: int) -> Any:
 
 
 def context_on(*grid: int, batch: int, ratio: float, seed: int = 0) -> MaskingContext:
-    return MaskingContext.of(objective_on(*grid), torch.zeros(batch, 1, 1, 1), ratio, seed=seed)
+    return MaskingContext.of(objective_on(*grid), torch.zeros(batch, 1, 1, 1), ratio, seed=seed, step=0)
 
 
 def draws(batch: int, rounds: int = 24, tries: int = 10, seed: int = 0) -> Tensor:

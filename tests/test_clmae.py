@@ -63,7 +63,7 @@ def test_diversity_is_safe_for_identical_rows_and_for_one_image():
 def test_a_new_masker_is_undecided_and_learns_in_a_batch_of_one():
     objective = tiny_objective()
     strategy = strategy_of("clmae", objective)
-    context = MaskingContext.of(objective, random_images(1), 0.75)
+    context = MaskingContext.of(objective, random_images(1), 0.75, step=0)
     scores = strategy.scores(context)
     assert scores.dtype == torch.float32
     assert (scores - 0.5).abs().mean() < 0.25
@@ -77,7 +77,7 @@ def test_the_kl_target_follows_the_ratio():
     objective = tiny_objective()
     strategy = strategy_of({"use": "clmae", "kl_weight": 1.0, "kl_reduction": "mean"}, objective)
     for ratio in (0.25, 0.6, 0.75):
-        context = MaskingContext.of(objective, random_images(2), ratio)
+        context = MaskingContext.of(objective, random_images(2), ratio, step=0)
         mask = Mask.soft(torch.full((2, 64), ratio), 16)
         outcome = Outcome(loss=torch.zeros(()), latent=torch.zeros(()))
         assert strategy.terms(context, mask, outcome)["kl"].item() == pytest.approx(0.0, abs=1e-6)
@@ -89,7 +89,7 @@ def test_the_loss_is_the_factor_times_the_reconstruction_plus_the_rest():
     mask = Mask.soft(torch.rand(3, 64, generator=torch.Generator().manual_seed(0)), 48)
     totals = {}
     for factor in (1.0, 0.0, -1.0):
-        context = MaskingContext.of(objective, random_images(3), 0.75, factor=factor)
+        context = MaskingContext.of(objective, random_images(3), 0.75, factor=factor, step=0)
         totals[factor] = strategy.loss(context, mask, Outcome(loss=torch.tensor(2.5), latent=torch.zeros(()))).item()
     assert totals[1.0] - totals[0.0] == pytest.approx(2.5, abs=1e-5)
     assert totals[-1.0] - totals[0.0] == pytest.approx(-2.5, abs=1e-5)
@@ -130,13 +130,13 @@ def test_a_partner_lowers_the_reconstruction_loss_and_an_adversary_raises_it(fac
     held_out = half_textured(64, seed=999)
 
     def loss_under_its_masks() -> float:
-        context = MaskingContext.of(objective, held_out, 0.5, factor=factor)
+        context = MaskingContext.of(objective, held_out, 0.5, factor=factor, step=0)
         with torch.no_grad():
             return objective(held_out, strategy.mask(context)).loss.item()
 
     before = loss_under_its_masks()
     for number in range(60):
-        context = MaskingContext.of(objective, half_textured(32, seed=number), 0.5, factor=factor)
+        context = MaskingContext.of(objective, half_textured(32, seed=number), 0.5, factor=factor, step=0)
         loss, _ = step(context)
         optimizer.zero_grad()
         loss.backward(inputs=list(strategy.parameters()))

@@ -38,7 +38,7 @@ class Factor(Strategy):
 
 
 def context(ratio: float = 0.5, images: int = 6, **dials: float) -> MaskingContext:
-    return MaskingContext.of(OBJECTIVE, random_images(images), ratio, **dials)
+    return MaskingContext.of(OBJECTIVE, random_images(images), ratio, **{"step": 0, **dials})
 
 
 def test_needs_learning_and_learners_are_those_of_the_parts():

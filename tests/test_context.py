@@ -22,7 +22,7 @@ def objective_on(*grid: int) -> Any:
 
 
 def context_on(*grid: int, batch: int = 4, ratio: float = 0.75, **others: Any) -> MaskingContext:
-    return MaskingContext.of(objective_on(*grid), torch.zeros(batch, 1, 1, 1), ratio, **others)
+    return MaskingContext.of(objective_on(*grid), torch.zeros(batch, 1, 1, 1), ratio, **{"step": 0, **others})
 
 
 @define
@@ -85,7 +85,7 @@ def test_noise_follows_from_seed_step_stream_and_name() -> None:
         context.noise(name="other"),
         attrs.evolve(context, step=1).noise(),
         attrs.evolve(context, seed=1).noise(),
-        attrs.evolve(context, stream="part").noise(),
+        attrs.evolve(context, branch="part").noise(),
     ]
     assert not any(other.equal(noise) for other in others)
     assert len({float(other[0, 0]) for other in others}) == 4
@@ -160,9 +160,9 @@ def test_a_context_outside_a_run_counts_as_mae_does(grid: tuple[int, ...], ratio
 def test_an_objective_is_its_own_teacher_unless_another_is_given() -> None:
     objective, teacher = objective_on(4, 4), objective_on(4, 4)
     images = torch.zeros(2, 1, 1, 1)
-    assert MaskingContext.of(objective, images, 0.5).teacher is objective
-    assert MaskingContext.of(objective, images, 0.5, teacher=teacher).teacher is teacher
-    assert MaskingContext.of(objective, images, 0.5, teacher=teacher).student is objective
+    assert MaskingContext.of(objective, images, 0.5, step=0).teacher is objective
+    assert MaskingContext.of(objective, images, 0.5, teacher=teacher, step=0).teacher is teacher
+    assert MaskingContext.of(objective, images, 0.5, teacher=teacher, step=0).student is objective
 
 
 @pytest.mark.parametrize(

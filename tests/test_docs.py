@@ -24,9 +24,19 @@ def test_the_readmes_plugin_is_a_plugin():
     exec(code, namespace)
     (cls,) = namespace["maskzoo_strategies"]()
     objective, images = tiny_objective(), random_images()
-    mask = cls().mask(MaskingContext.of(objective, images, 0.5))
+    mask = cls().mask(MaskingContext.of(objective, images, 0.5, step=0))
     darkness = -torch.nn.functional.avg_pool2d(images.mean(dim=1, keepdim=True), 4).flatten(1)
     assert torch.equal(mask.hidden, darkness >= darkness.sort(dim=1, descending=True).values[:, 31:32])
+
+
+def test_the_readmes_library_example_runs_as_printed():
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "MaskingContext.stream" in block]
+    namespace: dict = {}
+    exec(code, namespace)
+    assert namespace["contexts"].step == 2
+    assert namespace["mask"].count == 12
+    assert namespace["outcome"].loss.isfinite()
+    assert all(weight.grad is not None for weight in namespace["objective"].parameters() if weight.requires_grad)
 
 
 @pytest.mark.parametrize("kind", ["strategy", "schedule"])

@@ -91,7 +91,7 @@ def test_the_target_has_the_published_order_of_pixels():
 
 
 def clmae_context(objective, tensors: dict[str, Tensor], factor: float) -> MaskingContext:
-    return MaskingContext.of(objective, tensors["images"], 0.75, factor=factor)
+    return MaskingContext.of(objective, tensors["images"], 0.75, factor=factor, step=0)
 
 
 def test_cl_mae_gives_the_published_tokens_keep_scores_and_hard_mask():

@@ -22,7 +22,7 @@ OBJECTIVE = tiny_objective()
 
 
 def context(**dials: float) -> MaskingContext:
-    return MaskingContext.of(OBJECTIVE, random_images(), 0.5, **dials)
+    return MaskingContext.of(OBJECTIVE, random_images(), 0.5, **{"step": 0, **dials})
 
 
 class Convolving(Strategy):

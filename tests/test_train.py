@@ -260,7 +260,7 @@ def test_every_strategy_hides_exactly_the_count_on_a_real_model():
     objective = tiny_objective()
     for use in ("random", "block", "attmask", "clmae", NESTED):
         strategy = strategy_of(use, objective)
-        mask = strategy.mask(MaskingContext.of(objective, random_images(), 0.75, factor=-0.5, progress=0.7))
+        mask = strategy.mask(MaskingContext.of(objective, random_images(), 0.75, factor=-0.5, progress=0.7, step=0))
         assert mask.hidden.sum(dim=1).tolist() == [48] * 6
 
 
