@@ -10,6 +10,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from maskzoo import processes
 from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.marks import CHECKPOINT
 from maskzoo.train import ModelStep, Session
 
 KEPT = 2  # checkpoints of a run, the newest ones
@@ -74,11 +76,12 @@ def save(session: Session, folder: Path) -> Path:
 
 def _begin(beside: Path, state: dict[str, Any], in_folder: bool) -> None:
     beside.parent.mkdir(parents=True, exist_ok=True)
-    for half in beside.parent.glob("step-*.part"):  # of a run that was killed while it wrote
-        _remove(half)
+    for half in beside.parent.iterdir():  # of a run that was killed while it wrote
+        if re.fullmatch(rf"{CHECKPOINT.pattern}\.part", half.name):
+            _remove(half)
     if in_folder:
         beside.mkdir()
-    with (beside / REST if in_folder else beside).open("wb") as file:
+    with (beside / REST if in_folder else beside).open("xb") as file:  # no link that somebody has put there
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
@@ -89,8 +92,28 @@ def _finish(beside: Path, path: Path) -> None:
         _remove(path)
     os.replace(beside, path)
     _sync(path.parent)  # or a power cut could leave neither the new one nor those that are now forgotten
-    for old in found(path.parent)[:-KEPT]:
-        _remove(old)
+    tidy(path.parent, step_of(path))
+
+
+def tidy(folder: Path, step: int) -> None:
+    """Remove all but the newest checkpoints up to `step`, whose own is known to be good.
+
+    What is of a later step stays: it is damaged, or of a run that went back. What is plainly damaged counts for none.
+    """
+    past = [path for path in found(folder) if step_of(path) <= step]
+    whole = [path for path in past if step_of(path) == step or _looks_whole(path)]
+    for old in past:
+        if old not in whole[-KEPT:]:
+            _remove(old)
+
+
+def step_of(path: Path) -> int:
+    """The step of the checkpoint at a path."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def _looks_whole(path: Path) -> bool:
+    return zipfile.is_zipfile(path / REST if path.is_dir() else path)
 
 
 def _sync(folder: Path) -> None:
@@ -119,16 +142,24 @@ def _tried(action: Callable[[], None], beside: Path) -> str | None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    """Remove a checkpoint; of a folder, what we have written there, and the folder where nothing else is in it."""
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    with suppress(OSError):
+        for file in (path / REST, path / "shards" / ".metadata", *(path / "shards").glob("*.distcp")):
+            file.unlink(missing_ok=True)
+        for left in (path / "shards").glob(".metadata*.tmp"):
+            left.unlink(missing_ok=True)
+        if (path / "shards").is_dir():
+            (path / "shards").rmdir()
+        path.rmdir()
 
 
 def found(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    named = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}(\.pt)?", path.name))
-    return sorted(named, key=lambda path: (int(path.stem.removeprefix("step-")), path.name))
+    named = (path for path in folder.glob("step-*") if CHECKPOINT.fullmatch(path.name))
+    return sorted(named, key=lambda path: (step_of(path), path.name))
 
 
 def load(session: Session, state: dict[str, Any], path: Path) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-import shutil
 import socket
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import attrs
 import torch
@@ -22,11 +21,12 @@ from rich.console import Console
 
 from maskzoo import checkpoint, processes
 from maskzoo.errors import DataError, MaskZooError, RecipeError
+from maskzoo.marks import GENERATOR, is_run, remove_pictures, unused
 from maskzoo.plain import (
     FREE_KEYS,
-    LEFTOVER,
     is_number,
     printable,
+    quoted,
     read_json,
     read_lines,
     replace,
@@ -35,10 +35,16 @@ from maskzoo.plain import (
     write_json,
 )
 from maskzoo.recipe import Recipe, completed, plain_of, read, write
+from maskzoo.records import Record, gaps, steps_in
 from maskzoo.registry import Registry
 from maskzoo.train import Session
 
 SECTIONS = {"before": dict, "after": dict, "settings": dict, "problems": dict, "evaluations": list}  # evaluation.json
+
+INSTEAD = (
+    "; a run cannot change them midway: set them back, or begin another run in another --out, where --weights can take "
+    "what this one has learned"
+)
 
 
 @attrs.frozen
@@ -49,30 +55,61 @@ class RunFolder:
     """
 
     path: Path
+    _told: dict[str, set[str]] = attrs.field(factory=dict, init=False, eq=False, repr=False)  # by kind; see `warn`
 
     @property
     def checkpoints(self) -> Path:
         """Where the checkpoints are."""
         return self.path / "checkpoints"
 
+    def refuse_foreign(self, *, resume: bool) -> None:
+        """Raise RecipeError if a run must not write here: what is here is somebody else's, or would be lost."""
+        if not self.path.exists() or unused(self.path):
+            return
+        ours = is_run(self.path)
+        if not resume:
+            how = ", or continue the run that is there with --resume" if ours else ""
+            raise RecipeError(f"--out: '{self.path}' holds something already; choose another folder{how}")
+        if not ours:
+            raise RecipeError(
+                f"--resume: '{self.path}' holds something, but no run: neither the environment.json of a run nor a "
+                "checkpoint; choose another folder with --out"
+            )
+        if checkpoint.found(self.checkpoints):
+            return
+        if "after" in self.evaluation():
+            raise RecipeError(
+                f"--resume: the run in '{self.path}' is finished and its checkpoints are gone, so there is nothing to "
+                "resume; its metrics are kept; to train anew, choose another folder with --out"
+            )
+        if not (self.path / "recipe.toml").exists() and (self.path / "metrics.jsonl").exists():
+            raise RecipeError(
+                f"--resume: the run in '{self.path}' has neither its recipe.toml nor a checkpoint; choose another "
+                "folder with --out"
+            )
+
     def refuse_another(self, recipe: Mapping[str, Any], registry: Registry) -> None:
         """Raise RecipeError if what is in this folder was made by another recipe, naming the keys that differ."""
-        if not (self.path / "recipe.toml").exists():
-            if self.path.exists() and not unused(self.path):
-                raise RecipeError(f"--resume: '{self.path}' holds something, but no run")
-            return
-        # Through Recipe, so that a key which is newer than that run has its default there; so have plugins' options,
-        # save those that are None here and so not written.
-        stored, here = plain_of(Recipe.from_plain(read(self.path / "recipe.toml"))), shown(recipe)
-        known = shown(stored)
-        there = {key: value for key, value in shown(completed(stored, registry)).items() if key in known or key in here}
-        differing = [
-            f"recipe.{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-            for key in sorted(there.keys() | here.keys())
-            if key.split("[")[0] not in FREE_KEYS and there.get(key) != here.get(key)
-        ]
-        if differing:
-            raise RecipeError(f"--resume: the run in '{self.path}' is of another recipe: {'; '.join(differing)}")
+        if (self.path / "recipe.toml").exists():
+            other = differing(read(self.path / "recipe.toml"), recipe, registry)
+            if other:
+                raise RecipeError(
+                    f"--resume: the run in '{self.path}' is of another recipe: {'; '.join(other)}{INSTEAD}"
+                )
+
+    def look_again(self, recipe: Mapping[str, Any], registry: Registry, *, resume: bool) -> None:
+        """Refuse once more, now that nobody else can write here: another run may have been here meanwhile."""
+        problem = None
+        if processes.first():
+            try:
+                self.refuse_foreign(resume=resume)
+                if resume:
+                    self.refuse_another(recipe, registry)
+            except MaskZooError as failure:
+                problem = str(failure)
+        problem = processes.first_heard(problem)
+        if problem is not None:
+            raise RecipeError(problem)
 
     @classmethod
     def claim(cls, session: Session) -> RunFolder:
@@ -135,15 +172,20 @@ class RunFolder:
         except (DataError, KeyError):
             return ""
 
-    def open(self, session: Session, console: Console, *, resume: bool) -> bool:
+    def open(self, session: Session, console: Console, registry: Registry, *, resume: bool) -> bool:
         """Bring the session and the folder to the newest good checkpoint, if asked to; True if there was one."""
-        resumed = resume and self.load_newest(session, console)
+        resumed = resume and self.load_newest(session, console, registry)
         if resume:
-            self.forget(session)
+            self.forget(session, console)
+        if resumed and processes.first():
+            checkpoint.tidy(self.checkpoints, session.step)
         return resumed
 
-    def load_newest(self, session: Session, console: Console) -> bool:
-        """Load the newest checkpoint that can be read; the damaged ones stay where they are."""
+    def load_newest(self, session: Session, console: Console, registry: Registry | None = None) -> bool:
+        """Load the newest checkpoint that can be read; the damaged ones stay where they are.
+
+        Raises RecipeError where none can be read or, with a registry to read recipes by, where it is of another one.
+        """
         problems: list[str] = []
         # As the first process sees them: a network's file system may show another an older list.
         names = processes.told("/".join(path.name for path in checkpoint.found(self.checkpoints))) or ""
@@ -159,13 +201,20 @@ class RunFolder:
                 continue
             for known in problems:
                 console.print(f"{known}; going back to '{path}'", style="yellow", highlight=False, markup=False)
+            then = state.get("recipe")
+            if (
+                registry is not None
+                and isinstance(then, Mapping)
+                and (other := differing(then, session.recipe, registry))
+            ):
+                raise RecipeError(f"--resume: '{path}' was made under another recipe: {'; '.join(other)}{INSTEAD}")
             checkpoint.load(session, state, path)
             return True
         if problems:
             raise RecipeError(problems[0])
         return False
 
-    def _cut(self, step: int, *, finished: bool) -> None:
+    def _cut(self, step: int, console: Console, *, finished: bool) -> None:
         """Forget what came at or after `step`, which is about to be done again."""
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
@@ -173,13 +222,23 @@ class RunFolder:
             text = "".join(f"{line}\n" for line in kept)
             if text.encode() != metrics.read_bytes():
                 replace(metrics, text)
+        self.tell_gaps(step, console)
         if step == 0:
-            shutil.rmtree(self.path / "masks", ignore_errors=True)
-            (self.path / "evaluation.json").unlink(missing_ok=True)
+            remove_pictures(self.path / "masks")
         measured = self.evaluation()
-        if not finished and measured.pop("after", None) is not None:
-            measured.pop("problems", None)
-            write_json(self.path / "evaluation.json", measured)
+        outdated = {"before", "after", "settings", "problems"} if step == 0 else {"after", "problems"}
+        if not finished and outdated & measured.keys() and (step == 0 or "after" in measured):
+            kept_figures = {name: value for name, value in measured.items() if name not in outdated}
+            if kept_figures:
+                write_json(self.path / "evaluation.json", kept_figures)
+            else:
+                (self.path / "evaluation.json").unlink()
+
+    def tell_gaps(self, wanted: int, console: Console) -> None:
+        """Say, once, which of the first `wanted` steps metrics.jsonl lacks or has twice; the run needs none of them."""
+        path = self.path / "metrics.jsonl"
+        if processes.first() and (wrong := gaps(steps_in(path), wanted)):
+            self.warn(f"'{path}' {wrong}; it was changed from outside, and curves will show that", console)
 
     def describe(self, session: Session, registry: Registry, facts: Mapping[str, Any]) -> None:
         """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with.
@@ -188,12 +247,16 @@ class RunFolder:
 
         A finished run stands on what it stood on.
         """
-        finished = session.step == session.steps and (self.path / "environment.json").exists()
-        if not processes.first() or finished:
+        if not processes.first():
             return
+        if session.step < session.steps or not (self.path / "environment.json").exists():
+            self._mark(session, registry, facts)  # first of all
         if not (self.path / "recipe.toml").exists():
             replace(self.path / "recipe.toml", write(session.recipe))
+
+    def _mark(self, session: Session, registry: Registry, facts: Mapping[str, Any]) -> None:
         environment = {
+            "generator": GENERATOR,
             "command": sys.argv,
             "process": os.getpid(),
             "host": socket.gethostname(),
@@ -210,15 +273,12 @@ class RunFolder:
         write_json(self.path / "environment.json", environment)
 
     @contextmanager
-    def metrics(self) -> Iterator[TextIO]:
+    def metrics(self) -> Iterator[Record]:
         """`metrics.jsonl`, to be appended to; a line a step. Nowhere for all processes but the first."""
-        path = self.path / "metrics.jsonl" if processes.first() else Path(os.devnull)
-        file = path.open("a", buffering=1)
-        try:
-            yield file
-        finally:
-            with suppress(OSError):  # the disk is full: said already, where the line was written
-                file.close()
+        with ExitStack() as stack:
+            with self.writing():
+                record = stack.enter_context(Record.opened(self.path / "metrics.jsonl" if processes.first() else None))
+            yield record
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -237,16 +297,19 @@ class RunFolder:
         """Say a sentence and keep it in `warnings.txt`, or another such file, unless it is there already."""
         line = printable(" ".join(sentence.split()))
         record = self.path / f"{kind}.txt"
-        if record.exists() and line in record.read_text(errors="replace").splitlines():
+        if kind not in self._told:
+            self._told[kind] = set(read_lines(record))
+        if line in self._told[kind]:
             return
+        self._told[kind].add(line)
         with self.writing(), record.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         console.print(line, style="yellow", highlight=False, markup=False)
 
-    def forget(self, session: Session) -> None:
+    def forget(self, session: Session, console: Console) -> None:
         """Forget what came at or after the step to which the session has been brought."""
         if processes.first():
-            self._cut(session.step, finished=session.step == session.steps)
+            self._cut(session.step, console, finished=session.step == session.steps)
         processes.wait()
 
     def usual_speeds(self) -> dict[str, float]:
@@ -296,7 +359,19 @@ class RunFolder:
         write_json(self.path / "evaluation.json", whole)
 
 
-def unused(path: Path) -> bool:
-    """Whether this is a folder without anything in it; a run that was killed at once may have left a lock."""
-    left = ("lock", "recipe.toml.part")  # the latter by an older MaskZoo
-    return path.is_dir() and all(one.name in left or LEFTOVER.fullmatch(one.name) for one in path.iterdir())
+def differing(stored: Mapping[str, Any], recipe: Mapping[str, Any], registry: Registry) -> list[str]:
+    """A clause for each key in which a stored recipe and a session's differ, and that may not change midway."""
+    # Through Recipe, so that a key which is newer than that run has its default there; so have plugins' options,
+    # save those that are None here and so not written.
+    plain, here = plain_of(Recipe.from_plain(stored)), shown(recipe)
+    known = shown(plain)
+    there = {key: value for key, value in shown(completed(plain, registry)).items() if key in known or key in here}
+    return [
+        f"recipe.{key} is {quoted(there.get(key))} there and {quoted(here.get(key))} here"
+        for key in sorted(there.keys() | here.keys())
+        if key.split("[")[0] not in FREE_KEYS and not _same(there.get(key), here.get(key))
+    ]
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(one == other) or (one != one and other != other)  # NaN is never equal to itself

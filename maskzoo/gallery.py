@@ -5,6 +5,7 @@ Shapes: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from maskzoo import processes
 from maskzoo.data.batches import prepare, prepare_extra
 from maskzoo.errors import DataError
 from maskzoo.evaluation.features import evaluating, some_of
-from maskzoo.pictures import Moment, covered, draw_curriculum, draw_moment
+from maskzoo.pictures import Moment, coloured, covered, draw_curriculum, draw_moment
+from maskzoo.plain import read_bytes, replace
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.train import Session, look
 
@@ -57,11 +59,22 @@ class Gallery:
             draw_moment(moment, self._path(moment.step, ".png"), note=self.note)
             self.drawn("masks", self._path(moment.step, ".png"), moment.step)
 
-    def draw_all(self) -> None:
-        """Draw all moments of the run, those before a resumption too, in one picture."""
+    def draw_all(self, say: Callable[[str], None]) -> None:
+        """Draw all moments of the run, those before a resumption too, in one picture.
+
+        One that cannot be read is left out, and `say` is told.
+        """
         if not processes.first():
             return
-        moments = [self._kept(step) for step in sorted(self.steps) if self._path(step, ".npz").exists()]
+        moments: list[Moment] = []
+        for step in sorted(self.steps):
+            if not self._path(step, ".npz").exists():
+                continue
+            try:
+                moments.append(self._kept(step))
+            except Exception as problem:  # a damaged archive fails in as many ways as there are bytes
+                why = (str(problem).splitlines() or [""])[0] or type(problem).__name__
+                say(f"'{self._path(step, '.npz')}' cannot be read ({why}), so the picture of the run leaves it out")
         if not moments:
             return
         masking = self.session.recipe["masking"]
@@ -133,10 +146,15 @@ class Gallery:
             if (images := getattr(moment, name)) is not None
         }
         kept |= {"factor": math.nan if moment.factor is None else moment.factor, "ratio": moment.ratio}
-        numpy.savez_compressed(self._path(moment.step, ".npz"), **kept)
+        archive = io.BytesIO()
+        numpy.savez_compressed(archive, **kept)
+        replace(self._path(moment.step, ".npz"), archive.getvalue())
 
     def _kept(self, step: int) -> Moment:
-        with numpy.load(self._path(step, ".npz")) as kept:
+        with numpy.load(io.BytesIO(read_bytes(self._path(step, ".npz"))), allow_pickle=False) as kept:
             images = {name: torch.from_numpy(kept[name]).float() / 255 for name in SHOWN if name in kept}
+            like = (len(self.batch.images), 3, *self.session.image_size)
+            if any(one.shape != like for one in (coloured(images["images"]), images["seen"])):
+                raise ValueError("its images are of another size")
             factor = float(kept["factor"])
             return Moment(step, None if math.isnan(factor) else factor, float(kept["ratio"]), **images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from maskzoo.mask import Mask
-from maskzoo.plain import printable
+from maskzoo.plain import printable, replace
 
 HIDDEN = (0.20, 0.22, 0.27)  # the colour over hidden patches: in no photograph by chance, and dark in print
 INK = "#1f2430"
@@ -94,10 +95,10 @@ def _draw(rows: Sequence[Tensor], titles: Sequence[str], path: Path, title: str,
         figure.text(0.01, 1 - 0.12 / figure.get_figheight(), printable(title), ha="left", va="top", fontweight="bold")
         if note:
             figure.text(0.01, 0.08 / figure.get_figheight(), printable(note), ha="left", va="bottom", fontsize=7.5)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".part")
-        figure.savefig(beside, format="png")
-        beside.replace(path)
+        replace(path, drawn.getvalue())
 
 
 def _pixels(image: Tensor) -> numpy.ndarray:

@@ -158,6 +158,12 @@ def read_text(path: Path) -> str:
     return text
 
 
+def read_bytes(path: Path) -> bytes:
+    """What is in a regular file; OSError says why it cannot be read."""
+    with open(_regular(path), "rb") as file:
+        return file.read()
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a regular file, without their ends, and none where there is no file; DataError says why not.
 

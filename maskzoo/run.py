@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -25,11 +23,12 @@ from maskzoo.display import display
 from maskzoo.engine import choose_device, keep_memory
 from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import WholeImages
-from maskzoo.folder import RunFolder, unused
+from maskzoo.folder import RunFolder
 from maskzoo.gallery import Gallery
 from maskzoo.loggers.several import Loggers
 from maskzoo.measuring import Measuring
 from maskzoo.memory import PeakMemory
+from maskzoo.plain import json_text
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.provenance import facts
 from maskzoo.recipe import Recipe, describe, make
@@ -56,10 +55,10 @@ def run(
     Raises MaskZooError for whatever the user can mend, and StoppedError when a signal ended the run between two steps.
     `stop_asked` tells of a signal that came before the run listened by itself.
     """
-    if out is not None and not resume and out.exists() and not unused(out):
-        raise RecipeError(f"--out: '{out}' holds something already; choose another folder, or go on with --resume")
     if resume and out is None:
         raise RecipeError("--resume: say which run with --out")
+    if out is not None:
+        RunFolder(out).refuse_foreign(resume=resume)
     try:
         joined = processes.join(choose_device(recipe.train.device))
     except (ValueError, RuntimeError) as problem:
@@ -108,7 +107,8 @@ def _run(
     with folder.locked(), listening(work):
         session.stop_asked = session.stop_asked or stop_asked()
         with folder.writing():
-            resumed = folder.open(session, console, resume=resume)
+            folder.look_again(session.recipe, registry, resume=resume)
+            resumed = folder.open(session, console, registry, resume=resume)
             folder.describe(session, registry, facts(session, dataset, registry))
         console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
         if resumed:
@@ -158,6 +158,10 @@ def _train(
     session: Session, dataset: Dataset, recipe: Recipe, folder: RunFolder, loggers: Loggers, console: Console
 ) -> None:
     """Consume the loop from the session's step to its last, going back where it leads nowhere."""
+
+    def say(sentence: str) -> None:
+        _say(folder, sentence, console)
+
     gallery = Gallery(session, dataset, folder.path / "masks", recipe.train.pictures, loggers.image)
     with folder.writing():
         gallery.draw_if_due()
@@ -175,9 +179,11 @@ def _train(
             session.lr_factor = lower
             _say(folder, f"{problem}; back to step {session.step}, with {lower:g} times the learning rate", console)
             with folder.writing():
-                folder.forget(session)
+                folder.forget(session, console)
     with folder.writing():
-        gallery.draw_all()
+        gallery.draw_all(say)
+        if session.step == session.steps:
+            folder.tell_gaps(session.steps, console)
 
 
 def _consume(
@@ -209,7 +215,7 @@ def _consume(
             peak = memory.bytes
             took = speeds if peak is None else {**speeds, "peak_memory_bytes": peak}
             with folder.writing():
-                metrics.write(json.dumps({**{n: _json(v) for n, v in figures.items()}, **took}) + "\n")
+                metrics.write(json_text({**{n: _json(v) for n, v in figures.items()}, **took}))
             loggers.log({**figures, **took}, int(figures["step"]))
             show(figures, speeds["images_per_second"])
             skipped = skipped + 1 if figures["skipped"] else 0
@@ -223,9 +229,8 @@ def _consume(
             with folder.writing():
                 gallery.draw_if_due()
                 if due and (ending or not skipped):  # weights that lead nowhere must not push out good ones
-                    metrics.flush()
-                    if processes.first():  # the others write nowhere, which cannot be made safe
-                        os.fsync(metrics.fileno())  # the lines before a checkpoint must outlive it
+                    if metrics.keep():  # the lines before a checkpoint must outlive it
+                        _say(folder, "metrics.jsonl had been removed, and was written again", console)
                     checkpoint.save(session, folder.checkpoints)
                     kept.step, due = session.step, False
             started = time.perf_counter()  # pictures and checkpoints are not the speed of training

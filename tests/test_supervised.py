@@ -359,7 +359,7 @@ def test_a_picture_shows_as_rebuilt_only_what_was(objective: str | None, shown: 
     gallery = Gallery(session, dataset, tmp_path, moments=1)
     session.step = session.steps - 1
     gallery.draw_if_due()
-    gallery.draw_all()
+    gallery.draw_all(print)
     assert (tmp_path / "curriculum.png").exists()
     with np.load(next(tmp_path.glob("step-*.npz"))) as kept:
         assert sorted(set(kept.files) - {"factor", "ratio"}) == shown
