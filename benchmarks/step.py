@@ -132,6 +132,7 @@ def _recipe(strategy: str, size: Size, setting: Setting) -> Recipe:
         "optimizer": {"use": "adamw", "lr": LR, "betas": list(BETAS), "weight_decay": WEIGHT_DECAY},
         "train": {
             "steps": 10_000,
+            "batch_size": size.batch,
             "device": str(setting.device),
             "precision": setting.precision,
             "compile": setting.compiled,

@@ -20,6 +20,7 @@ from timm.optim import (
 from torch import nn
 
 from maskzoo.backbones import skeleton
+from maskzoo.defaults import settled
 from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, RecipeError
 from maskzoo.matrix import unmet
@@ -52,6 +53,7 @@ def build(
     Where the run is `resuming` from a checkpoint, the weights to start from are not asked for any more.
     Raises RecipeError or ContractError, before any training, for whatever does not fit together.
     """
+    recipe = settled(recipe, len(dataset.train), world() * recipe.train.accumulate)
     train = recipe.train
     steps = train.steps or train.epochs * steps_in_epoch
     moments = points(steps)
@@ -74,8 +76,8 @@ def build(
     strategy.to(engine.device)
     check_needs(strategy, objective, dataset)
 
-    def schedule(use: Use, path: str, low: float = -math.inf, high: float = math.inf) -> CurriculumSchedule:
-        made: CurriculumSchedule = make(registry, "schedule", use, path)
+    def schedule(use: Use | None, path: str, low: float = -math.inf, high: float = math.inf) -> CurriculumSchedule:
+        made: CurriculumSchedule = make(registry, "schedule", use, path)  # type: ignore[arg-type]  # it is settled
         made.setup(steps / steps_in_epoch, steps)
         check_range(made, path, moments, low, high)
         return made
@@ -150,11 +152,11 @@ def make_engine(train: TrainRecipe) -> Engine:
     precision = choose_precision(train.precision, device)
     sharded = train.parallel == "fsdp2" and world() > 1
     shares = world() * train.accumulate
-    if train.batch_size % shares:
+    if train.batch % shares:
         micro = f" x {train.accumulate} micro-batches" if train.accumulate > 1 else ""
         raise RecipeError(
-            f"recipe.train.batch_size: is that of all processes together, and {train.batch_size} images do not divide "
-            f"among {world()} processes{micro}; {round(train.batch_size / shares) * shares or shares} would"
+            f"recipe.train.batch_size: is that of all processes together, and {train.batch} images do not divide "
+            f"among {world()} processes{micro}; {round(train.batch / shares) * shares or shares} would"
         )
     if precision == "fp16" and sharded:
         raise RecipeError("recipe.train.precision: fp16 cannot be had with fsdp2; use bf16, which needs no scaling")
@@ -197,7 +199,7 @@ def make_backbone(use: Use, dataset: Dataset, registry: Registry) -> Backbone:
     if "use" not in table:
         if not isinstance(table.get("timm"), str):
             raise RecipeError(f"{path}: give `timm`, the name of a timm model, or `use`, that of a registered backbone")
-        table["use"] = _adapter(table["timm"], registry)
+        table["use"] = adapter_of(table["timm"], registry)
     given = {"channels": dataset.channels, "data_size": list(dataset.size)}
     backbone: Backbone = make(registry, "backbone", table, path, **given)
     if backbone.channels != dataset.channels:
@@ -208,7 +210,8 @@ def make_backbone(use: Use, dataset: Dataset, registry: Registry) -> Backbone:
     return backbone
 
 
-def _adapter(name: str, registry: Registry) -> str:
+def adapter_of(name: str, registry: Registry) -> str:
+    """The registered backbone that adapts the timm model of that name. Raises RecipeError where there is none."""
     try:
         model = skeleton(name)
     except RecipeError as problem:

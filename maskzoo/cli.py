@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,9 +15,6 @@ from maskzoo.blame import message_of, plugin_error
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.plain import printable, shortened
 from maskzoo.signals import STOPPED, ending, this_command
-
-if TYPE_CHECKING:
-    from maskzoo.registry import Registry
 
 
 class Refusal(click.ClickException):
@@ -159,6 +155,7 @@ def train(recipe: Path | None, out: Path | None, resume: bool, **changes: Any) -
     SIGTERM, SIGINT or SIGUSR1 ends the run after the step in hand with a checkpoint and exit code 75; --resume then
     goes on where it was. Exit code 2: something that you can mend, said in a sentence.
     """
+    from maskzoo.flags import changed, refuse_unknown
     from maskzoo.recipe import Recipe
     from maskzoo.registry import Registry
     from maskzoo.run import run
@@ -167,59 +164,16 @@ def train(recipe: Path | None, out: Path | None, resume: bool, **changes: Any) -
     registry = Registry()
     if recipe is None and resume and out is not None and (out / "recipe.toml").exists():
         recipe = out / "recipe.toml"  # what the run began with
-    plain = changed(recipe, registry, **changes)
+    if recipe is None and resume and out is not None:
+        refuse_unknown(out, changes)
+    plain = changed(recipe, registry, note=_note, **changes)
     run(Recipe.from_plain(plain), registry, Console(), out, resume=resume)
 
 
-def changed(recipe: Path | None, registry: Registry, settings: tuple[str, ...], **changes: Any) -> dict[str, Any]:
-    """The plain values of a recipe file, or none, with the command line's changes on top."""
-    from maskzoo.recipe import Recipe, parse, plain_of, put, read
-
-    plain = read(recipe) if recipe is not None else {}
-    backbone, data = changes.pop("backbone"), changes.pop("data")
-    keys = {
-        "masker": "masking.strategy",
-        "schedule": "masking.curriculum",
-        "ratio": "masking.ratio",
-        "objective": "objective",
-        "weights": "weights",
-        "epochs": "train.epochs",
-        "batch_size": "train.batch_size",
-        "seed": "train.seed",
-        "device": "train.device",
-    }
-    for name, value in changes.items():
-        if value is not None:
-            put(plain, keys[name], parse(value) if name in ("ratio", "schedule") else value)
-    if data is not None:
-        plain["data"] = _data(data, registry)
-    if backbone is not None:
-        given = plain.get("backbone", {})
-        kept = {key: given[key] for key in ("patch_size", "image_size", "position") if key in given}
-        registered = backbone in registry.classes("backbone")
-        plain["backbone"] = {"use": backbone} if registered else {**kept, "timm": backbone}
-    defaults = plain_of(Recipe())
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise RecipeError(f"--set: expected KEY=VALUE, got '{setting}'")
-        section = re.split(r"[.\[]", key.strip())[0]
-        if section not in plain and section in defaults:
-            plain[section] = defaults[section]  # a key set in a section that is open must not empty the section
-        put(plain, key.strip(), parse(value.strip()))
-    return plain
-
-
-def _data(text: str, registry: Registry) -> Any:
-    """--data: the name of a data set, or a folder of images."""
-    known = registry.classes("dataset")
-    if text in known:
-        return text
-    if os.path.isdir(text):  # False also for a name that no file can have
-        return {"use": "folder", "root": text}
-    from maskzoo.registry import nearest
-
-    raise RecipeError(f"recipe.data: '{text}' is neither a folder nor a data set; {nearest(text, known)}")
+def _note(sentence: str) -> None:
+    """Say what a command line has left out, once where there are several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(sentence, err=True)
 
 
 @main.command()
@@ -231,12 +185,13 @@ def cost(recipe: Path | None, **changes: Any) -> None:
     RECIPE and the options are those of `maskzoo train`. Matrix products, convolutions and attention are counted.
     """
     from maskzoo.cost import cost_table
+    from maskzoo.flags import changed
     from maskzoo.recipe import Recipe
     from maskzoo.registry import Registry
     from maskzoo.terminal import Console
 
     registry = Registry()
-    plain = changed(recipe, registry, **changes)
+    plain = changed(recipe, registry, note=_note, **changes)
     Console().print(cost_table(Recipe.from_plain(plain), registry), highlight=False)
 
 
@@ -273,12 +228,13 @@ def evaluate(
     if backbone is not None and out is None:
         raise RecipeError("--out: say in which folder the figures of --backbone are to be kept")
     from maskzoo.evaluate import Wishes, evaluate_backbone, evaluate_run
+    from maskzoo.flags import data_of
     from maskzoo.registry import Registry
     from maskzoo.terminal import Console
 
     registry = Registry()
     if wishes["data"] is not None:
-        wishes["data"] = _data(wishes["data"], registry)
+        wishes["data"] = data_of(wishes["data"], registry)
     if run is not None:
         evaluate_run(run, Wishes(**wishes), registry, Console())
     elif backbone is not None and out is not None:
@@ -377,6 +333,7 @@ def compare(runs: tuple[Path, ...], recipe: Path | None, settings: tuple[str, ..
     if options["seed"] is not None:
         raise RecipeError("--seed: a comparison has several; say which with --seeds, e.g. --seeds 5 or --seeds 0,7")
     from maskzoo.compare.whole import compare_all
+    from maskzoo.flags import changed
     from maskzoo.registry import Registry
 
     if options["masker"] is not None and wishes["maskers"] is not None:
@@ -386,7 +343,7 @@ def compare(runs: tuple[Path, ...], recipe: Path | None, settings: tuple[str, ..
     registry = Registry()
     base = None
     if given or wishes["maskers"] is not None or wishes["vary"]:
-        base = changed(recipe, registry, settings=settings, **options)
+        base = changed(recipe, registry, settings=settings, note=_note, **options)
     elif planned := sorted(typed & {"seeds", "baseline", "equal"}):
         raise RecipeError(f"--{planned[0]}: the plan in --out says that already; give --maskers for another plan")
     compare_all(base, registry, console, **wishes)

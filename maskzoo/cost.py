@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from maskzoo.backbones.adapter import pair
 from maskzoo.build import check_needs, check_ratio, choose_curriculum, choose_ratio, make_backbone, points, schedules_in
 from maskzoo.data.batches import steps_in_epoch
+from maskzoo.defaults import settled
 from maskzoo.errors import ContractError, MaskZooError, RecipeError
 from maskzoo.protocols import MaskingContext, Sample, Strategy
 from maskzoo.recipe import MaskingRecipe, Recipe, Use, make
@@ -140,7 +141,7 @@ def shape_of(recipe: Recipe, registry: Registry) -> Any:
     if shape is None:
         shape = _unseen(recipe, options, registry)
     if len(shape.train) or not isinstance(shape, Shape):
-        steps_in_epoch(shape, recipe.train.batch_size)  # which refuses less than one
+        steps_in_epoch(shape, settled(recipe, len(shape.train)).train.batch)  # which refuses less than one
     return shape
 
 
@@ -183,7 +184,7 @@ def flops_per_image(recipe: Recipe, registry: Registry, shape: Any = None) -> Co
 def steps_of(recipe: Recipe, shape: Any) -> int | None:
     """The steps of the whole run; None where neither the recipe nor the data say."""
     images = len(shape.train)
-    in_epoch = images // recipe.train.batch_size
+    in_epoch = images // settled(recipe, images).train.batch
     return recipe.train.steps or (recipe.train.epochs * in_epoch if in_epoch else None)
 
 
@@ -212,7 +213,7 @@ def cost_table(recipe: Recipe, registry: Registry) -> Table:
     if steps is None:
         table.add_row("whole run", "unknown", "")
     else:
-        seen = steps * recipe.train.batch_size
+        seen = steps * settled(recipe, len(shape.train)).train.batch
         table.add_row("whole run", f"{costs.total * seen:.3g} FLOP", f"{seen:,} images")
     table.add_row("parameters of the model", f"{costs.parameters:,}", "")
     if costs.strategy_parameters:
@@ -365,7 +366,8 @@ def charged(accounts: _Accounts, owner: str, call: Callable[..., Any]) -> Callab
 def _counted(recipe: Recipe, registry: Registry, shape: Any, device: str) -> Costs:
     step = _made(recipe, registry, shape, device)
     steps = steps_of(recipe, shape) or recipe.train.epochs * UNKNOWN_STEPS
-    epochs = steps * recipe.train.batch_size / (len(shape.train) or UNKNOWN_STEPS * recipe.train.batch_size)
+    batch = settled(recipe, len(shape.train)).train.batch
+    epochs = steps * batch / (len(shape.train) or UNKNOWN_STEPS * batch)
     ratio: Any = make(registry, "schedule", choose_ratio(recipe.masking, step.objective), "recipe.masking.ratio")
     factor: Any = make(
         registry, "schedule", choose_curriculum(recipe.masking, step.strategy), "recipe.masking.curriculum"

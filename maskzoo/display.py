@@ -18,6 +18,13 @@ from maskzoo.train import Session
 PLAIN_LINES = 20  # of progress in a run, where there is no terminal
 
 
+def phrase(use: Mapping[str, Any]) -> str:
+    """A use with its options, as a run says before it begins what it will train with."""
+    options = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in use.items())
+    rest = ", ".join(option for option in options if not option.startswith("use "))
+    return f"{use['use']} ({rest})" if rest else str(use["use"])
+
+
 @contextmanager
 def display(session: Session, console: Console) -> Iterator[Any]:
     """Progress: a moving line on a terminal, else some plain lines; yields a function of the figures and the speed."""

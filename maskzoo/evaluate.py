@@ -20,6 +20,7 @@ from maskzoo.engine import choose_device
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import MAX_BROKEN, Statistics, WholeImages
 from maskzoo.evaluation.options import shown, told, words_of
+from maskzoo.flags import backbone_of
 from maskzoo.folder import RunFolder
 from maskzoo.plain import json_text, parse_json, write_json
 from maskzoo.protocols import Dataset, Pooling
@@ -109,7 +110,7 @@ def evaluate_backbone(
         raise RecipeError(f"--out: '{out}' is a run, whose figures are its own; choose another folder")
     plain: dict[str, Any] = {
         "data": "digits" if wishes.data is None else wishes.data,
-        "backbone": {"use": name} if name in registry.classes("backbone") else {"timm": name},
+        "backbone": backbone_of(name, registry),
     }
     uses = ["knn"] if wishes.evaluators is None else _listed(wishes.evaluators)
     evaluators = _configured(plain, uses, wishes.settings, registry)

@@ -278,3 +278,10 @@ def replace(path: Path, content: str | bytes) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of one that was killed while it wrote
         if LEFTOVER.fullmatch(left.name):
             left.unlink(missing_ok=True)
+
+
+def named(use: Any) -> Any:
+    """The name in a use, whichever way it is written."""
+    if isinstance(use, Mapping):
+        use = use.get("use", "?")
+    return use.split(":")[0] if isinstance(use, str) else use

@@ -25,6 +25,7 @@ from maskzoo.cost import Shape
 from maskzoo.data.batches import prepare
 from maskzoo.data.folder import MODES, STATISTICS, opened, pixels_of
 from maskzoo.errors import DataError, MaskZooError, RecipeError
+from maskzoo.flags import backbone_of
 from maskzoo.pictures import coloured, covered, signed
 from maskzoo.protocols import CurriculumSchedule, MaskingContext
 from maskzoo.recipe import MaskingRecipe, Use, make
@@ -234,8 +235,7 @@ def _backbone_of(wish: Wish, registry: Registry) -> Use:
     """The backbone that was asked for, by its name here or in timm."""
     if wish.backbone is None:
         return TINY
-    named = {"use" if wish.backbone in registry.classes("backbone") else "timm": wish.backbone}
-    return {**named, **({"pretrained": True} if wish.pretrained else {})}
+    return {**backbone_of(wish.backbone, registry), **({"pretrained": True} if wish.pretrained else {})}
 
 
 def _statistics(backbone: Any, *, pretrained: bool) -> tuple[Sequence[float], Sequence[float]]:

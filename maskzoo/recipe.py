@@ -20,12 +20,13 @@ from cattrs.errors import (
     ForbiddenExtraKeysError,
     IterableValidationError,
     IterableValidationNote,
+    StructureHandlerNotFoundError,
 )
 from cattrs.gen import make_dict_structure_fn
 from torch import nn
 
 from maskzoo.errors import ContractError, DataError, MaskZooError, RecipeError
-from maskzoo.plain import is_utf8, parse_toml, printable, quoted, read_toml
+from maskzoo.plain import is_utf8, named, parse_toml, printable, quoted, read_toml
 from maskzoo.protocols import CurriculumSchedule, Part
 from maskzoo.registry import Kind, Registry, indefinite, nearest
 
@@ -49,7 +50,7 @@ class OptimizerRecipe:
     """How parameters are moved: any of timm's optimizers."""
 
     use: str = "adamw"
-    lr: Use = attrs.field(factory=lambda: {"use": "cosine", "start": 1.5e-3, "end": 5e-4, "warmup": 0.05})  # absolute
+    lr: Use | None = None  # absolute; None, or a table without `use`: as `maskzoo.defaults.settled` says
     weight_decay: float = attrs.field(default=0.05, validator=attrs.validators.ge(0))  # not on vectors and biases
     betas: tuple[float, float] = (0.9, 0.95)
     layer_decay: float | None = attrs.field(  # rate of each layer of the backbone to that of the next; None: all alike
@@ -95,11 +96,15 @@ class AugmentRecipe:
 class TrainRecipe:
     """How long, with what, and what is kept."""
 
-    epochs: int = attrs.field(default=8, validator=positive)
+    epochs: int = attrs.field(default=100, validator=positive)
     steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))  # overrides epochs
-    batch_size: int = attrs.field(default=16, validator=positive)  # of all processes and micro-batches together
+    batch_size: int | None = (
+        attrs.field(  # of all processes and micro-batches; None: a quarter of the images, at most 256
+            default=None, validator=attrs.validators.optional(positive)
+        )
+    )
     accumulate: int = attrs.field(default=1, validator=positive)  # micro-batches of a step: less memory, same batch
-    seed: int = 0
+    seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(2**63)])
     device: str = "auto"  # cuda, mps or cpu, whichever is there first
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 where the hardware has it, else fp32
     compile: bool = False  # the blocks of the networks, by torch.compile
@@ -119,6 +124,13 @@ class TrainRecipe:
         default=0.1, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)]
     )
 
+    @property
+    def batch(self) -> int:
+        """The batch size of a settled recipe. Raises RecipeError where it is still open (see `maskzoo.defaults`)."""
+        if self.batch_size is None:
+            raise RecipeError("is open, and depends on the number of images", key="train.batch_size")
+        return self.batch_size
+
 
 @attrs.frozen
 class Recipe:
@@ -127,16 +139,14 @@ class Recipe:
     data: Use = "digits"
     backbone: Use = attrs.field(
         factory=lambda: {
-            "timm": "vit_tiny_patch16_224",
+            "timm": "vit_small_patch16_224",
             "patch_size": "auto",
             "position": "sin-cos",
-            "options": {"embed_dim": 48, "depth": 4, "num_heads": 4},
+            "init": "mae",
         }
     )
     weights: str | None = None  # a run, a checkpoint or a file of weights, from which the backbone starts
-    objective: Use = attrs.field(
-        factory=lambda: {"use": "reconstruct", "decoder_dim": 32, "decoder_depth": 2, "target": "pixels"}
-    )
+    objective: Use = "reconstruct"
     masking: MaskingRecipe = attrs.field(factory=MaskingRecipe)
     optimizer: OptimizerRecipe = attrs.field(factory=OptimizerRecipe)
     teacher: TeacherRecipe = attrs.field(factory=TeacherRecipe)
@@ -275,6 +285,51 @@ def put(plain: dict[str, Any], key: str, value: Any) -> None:
             raise RecipeError(f"{where}: is a single value, so it has no '{names[position + 1]}'")
 
 
+def put_beside(plain: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a recipe, beside the defaults of the section that it lies in where that is left open.
+
+    `linear.epochs` is an option of the recipe's evaluator of that name, as in `maskzoo evaluate`.
+    """
+    defaults = plain_of(Recipe())
+    names = [index or name for name, index in re.findall(r"([\w-]+)|\[(\d+)\]", key)]
+    if names and names[0] not in defaults and len(names) > 1:
+        listed = plain.get("evaluation", defaults["evaluation"])
+        found = (
+            [place for place, use in enumerate(listed) if named(use) == names[0]] if isinstance(listed, list) else []
+        )
+        for number in found:
+            plain["evaluation"] = listed
+            put(plain, f"evaluation[{number}]{key.removeprefix(names[0])}", value)
+        if found:
+            return
+    place: Any = plain
+    for name in names[:-1]:  # the key itself is about to be set
+        if not isinstance(place, dict) or not isinstance(defaults, Mapping):
+            break
+        if name not in place and name in defaults:
+            place[name] = defaults[name]
+        place, defaults = place.get(name), defaults.get(name, {})
+    put(plain, key, value)
+
+
+def long_form(registry: Registry, kind: Kind, use: Use) -> dict[str, Any]:
+    """A use as a table: "linear:0:-0.5" gives values to the first options of its class. Raises RecipeError."""
+    return _Maker(registry).long_form(kind, use)
+
+
+def suits(value: Any, wanted: Any) -> bool:
+    """Whether an option of this type could be given such a value; a range that its class checks is not looked at."""
+    try:
+        _plain_converter().structure(value, wanted)
+    except StructureHandlerNotFoundError:  # a schedule, or parts, which are looked at when they are made
+        return True
+    except _Items as problem:
+        return not any(isinstance(one, RecipeError) for one in problem.problems.values())
+    except Exception:  # cattrs raises its own, and whatever the type does
+        return False
+    return True
+
+
 def parse(text: str) -> Any:
     """A value as TOML writes it (numbers, true, lists, tables), or else the text itself.
 
@@ -338,7 +393,7 @@ class _Maker:
         self.converter.register_structure_hook_func(_is_schedule, lambda value, _: self.make("schedule", value))
 
     def make(self, kind: Kind, use: Use, **given: Any) -> Any:
-        table = self._table(kind, use)
+        table = self.long_form(kind, use)
         if not isinstance(table.get("use"), str):
             raise RecipeError(f"which {kind}? known: {', '.join(self.registry.classes(kind))}", key="use")
         cls = self._find(kind, table.pop("use"))
@@ -351,12 +406,12 @@ class _Maker:
         structure = make_dict_structure_fn(cls, self.converter, _cattrs_forbid_extra_keys=True)
         return structure(table, cls)
 
-    def _table(self, kind: Kind, use: Use) -> dict[str, Any]:
+    def long_form(self, kind: Kind, use: Use) -> dict[str, Any]:
         """A use in its long form; "linear:0:-0.5" gives values to the first options in their order."""
         if isinstance(use, Mapping):
             named = use.get("use")
             if isinstance(named, str) and ":" in named:  # a short use to which more options were added
-                return {**self._table(kind, named), **use, "use": named.split(":")[0]}
+                return {**self.long_form(kind, named), **use, "use": named.split(":")[0]}
             return dict(use)
         if isinstance(use, int | float) and not isinstance(use, bool) and kind == "schedule":
             return {"use": "constant", "value": float(use)}
@@ -380,7 +435,7 @@ class _Maker:
             raise RecipeError(f"{problem}{hint}", key="use") from None
 
     def _part(self, value: Any) -> Part:
-        table = self._table("strategy", value)
+        table = self.long_form("strategy", value)
         curriculum = table.pop("curriculum", None)
         strategy = self.make("strategy", table)
         if curriculum is None:

@@ -18,8 +18,9 @@ from maskzoo.alarms import Alarms
 from maskzoo.build import build
 from maskzoo.data.batches import batches, loader_trouble, steps_in_epoch
 from maskzoo.data.whole import usual_workers
+from maskzoo.defaults import settled
 from maskzoo.diagnosis import first_bad
-from maskzoo.display import display
+from maskzoo.display import display, phrase
 from maskzoo.engine import choose_device, keep_memory
 from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import WholeImages
@@ -83,7 +84,8 @@ def _run(
 ) -> Path:
     # One process of a machine first: a data set may have to be fetched and unpacked.
     dataset: Dataset = processes.first_on_machine(lambda: make(registry, "dataset", recipe.data, "recipe.data"))
-    in_epoch = steps_in_epoch(dataset, recipe.train.batch_size)
+    recipe = settled(recipe, len(dataset.train), processes.world() * recipe.train.accumulate)
+    in_epoch = steps_in_epoch(dataset, recipe.train.batch)
     resuming = resume and out is not None and bool(checkpoint.found(RunFolder(out).checkpoints))
     session = build(recipe, dataset, registry, steps_in_epoch=in_epoch, resuming=resuming)
     if session.device.type == "cpu":
@@ -211,7 +213,7 @@ def _consume(
             seconds = time.perf_counter() - started
             for sentence in source.broken():
                 _say(folder, sentence, console, "skipped")
-            speeds = source.speeds(settings.batch_size, seconds)
+            speeds = source.speeds(settings.batch, seconds)
             peak = memory.bytes
             took = speeds if peak is None else {**speeds, "peak_memory_bytes": peak}
             with folder.writing():
@@ -245,7 +247,7 @@ def _batches(session: Session, dataset: Dataset, recipe: Recipe, workers: int) -
     return batches(
         dataset,
         size=session.image_size,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch,
         seed=session.seed,
         start=session.step,
         steps=session.steps,
@@ -407,8 +409,9 @@ def _summary(session: Session, dataset: Dataset, recipe: Recipe, path: Path) -> 
         f"{masker}, {session.objective.name}, {session.recipe['backbone'].get('timm', backbone.name)} "
         f"({millions:.1f} M parameters) on {dataset.name}: {len(dataset.train)} images of {height} x {width}, "
         f"{' x '.join(str(side) for side in backbone.grid)} patches\n"
-        f"{session.steps} steps of {recipe.train.batch_size} images, seed {session.seed}, on {where} in "
-        f"{session.engine.precision}, into {path}"
+        f"{session.steps} steps of {recipe.train.batch} images ({session.steps / session.steps_in_epoch:.4g} epochs), "
+        f"seed {session.seed}, on {where} in {session.engine.precision}, into {path}\n"
+        f"learning rate {phrase(session.recipe['optimizer']['lr'])}; {phrase(session.recipe['objective'])}"
     )
 
 

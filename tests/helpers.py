@@ -23,6 +23,7 @@ TINY_BACKBONE = {
     "options": {"embed_dim": 24, "depth": 2, "num_heads": 2},
 }
 TINY_OBJECTIVE = {"use": "reconstruct", "decoder_dim": 16, "decoder_depth": 1}
+TINY_LR = {"use": "cosine", "start": 1.5e-3, "end": 5e-4, "warmup": 0.05}
 
 
 @attrs.define(eq=False)
@@ -83,8 +84,14 @@ def tiny_recipe(strategy: Any = "random", **sections: Any) -> Recipe:
     In fp32 unless said otherwise, so that figures can be compared closely where the processor has bf16 too.
     """
     masking = {"strategy": strategy, **sections.pop("masking", {})}
-    training = {"precision": "fp32", **sections.pop("train", {"steps": 4})}
-    plain = {"backbone": TINY_BACKBONE, "objective": TINY_OBJECTIVE, "masking": masking, "train": training}
+    training = {"precision": "fp32", "epochs": 8, "batch_size": 16, **sections.pop("train", {"steps": 4})}
+    plain = {
+        "backbone": TINY_BACKBONE,
+        "objective": TINY_OBJECTIVE,
+        "masking": masking,
+        "optimizer": {"lr": TINY_LR, **sections.pop("optimizer", {})},
+        "train": training,
+    }
     return Recipe.from_plain({**plain, **sections})
 
 

@@ -34,6 +34,7 @@ def small_recipe(strategy: Any = "random", **train: Any) -> dict[str, Any]:
         "backbone": {"timm": "vit_tiny_patch16_224", "patch_size": 8, "position": "sin-cos", "options": options},
         "objective": {"use": "reconstruct", "decoder_dim": 16, "decoder_depth": 1},
         "masking": {"strategy": strategy},
+        "optimizer": {"lr": {"use": "cosine", "start": 1.5e-3, "end": 5e-4, "warmup": 0.05}},
         "evaluation": [],
         "train": {"batch_size": 8, "device": "cpu", "precision": "fp32", "workers": 0, "pictures": 0, **train},
     }

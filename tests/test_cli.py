@@ -15,7 +15,8 @@ from PIL import Image
 
 from maskzoo import Registry, Strategy, define
 from maskzoo.build import make_backbone
-from maskzoo.cli import changed, description, first_line, main
+from maskzoo.cli import description, first_line, main
+from maskzoo.flags import changed
 from maskzoo.recipe import read, write
 from maskzoo.registry import KINDS
 
@@ -331,7 +332,8 @@ def test_another_backbone_keeps_how_images_are_cut_but_not_the_options_of_the_ol
     plain = plain_values("--backbone", "vit_small_patch16_224", recipe=path)
     backbone = make_backbone(plain["backbone"], noise_images(), Registry())
     assert (backbone.timm, backbone.patch_size) == ("vit_small_patch16_224", (4, 4))
-    assert plain_values("--backbone", "vit", recipe=path)["backbone"] == {"use": "vit"}
+    assert "options" not in plain["backbone"]
+    assert plain_values("--backbone", "vit", recipe=path)["backbone"] == {"use": "vit", **read(path)["backbone"]}
 
 
 def test_data_may_be_a_folder_or_a_name(folder: Path):

@@ -64,8 +64,8 @@ def test_a_recipe_with_every_section_reads_itself_back():
 
 
 def test_no_default_is_shared_between_recipes():
-    Recipe().backbone["options"]["depth"] = 99
-    assert Recipe().backbone["options"]["depth"] != 99
+    Recipe().backbone["patch_size"] = 99
+    assert Recipe().backbone["patch_size"] != 99
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from typing import Any
 
 import attrs
 
-from maskzoo.compare.readings import Reading, gone, named, read, read_run
+from maskzoo.compare.readings import Reading, gone, read, read_run
 from maskzoo.compare.scores import with_scores
 from maskzoo.compare.statistics import Difference, Summary, best, corrected, paired, summarise
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.metrics import Better, Metric, declared
-from maskzoo.plain import FREE_KEYS
+from maskzoo.plain import FREE_KEYS, named
 
 # Keys that decide no figure: where and how a run was done, and what it kept.
 ASIDE = FREE_KEYS | {"train.seed"}

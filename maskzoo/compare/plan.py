@@ -15,12 +15,12 @@ import attrs
 from rich.table import Table
 
 from maskzoo.build import choose_curriculum, points, refuse_meaningless
-from maskzoo.compare.readings import named
 from maskzoo.compare.report import folder_name
 from maskzoo.cost import flops_per_image, shape_of, steps_of
+from maskzoo.defaults import settled
 from maskzoo.errors import DataError, MaskZooError, RecipeError
-from maskzoo.plain import FREE_KEYS, read_json, replace, shown
-from maskzoo.recipe import Recipe, make, parse, plain_of, put, read, write
+from maskzoo.plain import FREE_KEYS, named, read_json, replace, shown
+from maskzoo.recipe import Recipe, make, parse, plain_of, put, put_beside, read, write
 from maskzoo.registry import Registry, nearest
 
 BUDGETS = ("epochs", "flops", "time")
@@ -155,7 +155,7 @@ def cells(base: Mapping[str, Any], maskers: str | None, vary: Sequence[str]) -> 
                 raise RecipeError(f"--maskers: '{name}' is named twice")
             made[name] = _with_masker(base, masker)
             for key, value in chosen:
-                put(made[name], key, value)
+                put_beside(made[name], key, value)
     if not made:
         raise RecipeError("--maskers: name at least one, e.g. random,clmae")
     return made
@@ -221,7 +221,8 @@ def _row(name: str, plain: Mapping[str, Any], registry: Registry) -> Row:
             flops = None
     except MaskZooError as problem:
         raise RecipeError(f"cell '{name}': {problem}") from problem
-    return Row(name, steps, None if steps is None else steps * recipe.train.batch_size, flops)
+    batch = settled(recipe, len(shape.train)).train.batch
+    return Row(name, steps, None if steps is None else steps * batch, flops)
 
 
 def _budgeted(row: Row, first: Row, plain: dict[str, Any], equal: str, speeds: Mapping[str, float]) -> Row:

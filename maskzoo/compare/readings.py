@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from maskzoo.errors import DataError
-from maskzoo.plain import is_number, parse_toml, read_json, read_lines, read_text, shown, step_line
+from maskzoo.plain import is_number, named, parse_toml, read_json, read_lines, read_text, shown, step_line
 
 POINTS = 200  # of a curve, at most: the mean of as many steps each
 CURVES = ("loss", "factor", "ratio")
@@ -221,13 +221,6 @@ def _counted(path: Path) -> float | None:
 
 def _numbers(figures: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: float(value) if is_number(value) else None for name, value in figures.items()}
-
-
-def named(use: Any) -> Any:
-    """The name in a use, whichever way it is written."""
-    if isinstance(use, Mapping):
-        use = use.get("use", "?")
-    return use.split(":")[0] if isinstance(use, str) else use
 
 
 def gone(reading: Reading) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
-from maskzoo.compare.readings import Measured, Reading, named
-from maskzoo.plain import shown
+from maskzoo.compare.readings import Measured, Reading
+from maskzoo.plain import named, shown
 
 
 @attrs.define(eq=False)
