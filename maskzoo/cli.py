@@ -508,7 +508,7 @@ def plugins() -> None:
         state = f"[red]could not be loaded: {escape(plugin.problem)}[/red]" if plugin.problem else escape(offers)
         table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", state)
     console.print(table)
-    for sentence in registry.clashes():
+    for sentence in [*registry.clashes(), *registry.faulty()]:
         console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar, dataclass_transform, runtime_checkable
@@ -40,7 +41,16 @@ def define(cls: ClassType) -> ClassType:
     Plain attrs writes a `__setattr__` that bypasses nn.Module's as soon as a field has a validator or converter, and
     parameters assigned later are lost without a word; `NO_OP` keeps nn.Module's own.
     """
-    made = attrs.define(eq=False, repr=False, slots=False, on_setattr=attrs.setters.NO_OP)(cls)
+    try:
+        made = attrs.define(eq=False, repr=False, slots=False, on_setattr=attrs.setters.NO_OP)(cls)
+    except ValueError as problem:  # attrs shows the whole field
+        mandatory = re.search(r"No mandatory attributes allowed.*name='(\w+)'", str(problem), re.DOTALL)
+        if mandatory is None:
+            raise
+        raise ContractError(
+            f"{cls.__module__}.{cls.__qualname__}: option '{mandatory[1]}' has no default and follows one that has; "
+            "put it first, or give it a default"
+        ) from None
     mistaken = DECLARATIONS & {field.name for field in attrs.fields(made)}
     if mistaken:
         raise ContractError(

@@ -7,13 +7,14 @@ reason and hurts nobody until somebody asks for what nobody else provides.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import sys
+import traceback
 import types
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any
 
 import attrs
 import pluggy
@@ -21,21 +22,14 @@ import pluggy
 from maskzoo import hookspecs
 from maskzoo.blame import belongs
 from maskzoo.errors import ContractError, MaskZooError, PluginError, RecipeError
+from maskzoo.offers import HOOKS as HOOKS
+from maskzoo.offers import KINDS as KINDS
+from maskzoo.offers import Kind as Kind
+from maskzoo.offers import doubts, faults, read_hook, refuse_offer
+from maskzoo.words import indefinite as indefinite
+from maskzoo.words import nearest as nearest
 
-Kind = Literal["strategy", "schedule", "backbone", "objective", "dataset", "evaluator", "logger"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-HOOKS: dict[Kind, str] = {
-    "strategy": "maskzoo_strategies",
-    "schedule": "maskzoo_schedules",
-    "backbone": "maskzoo_backbones",
-    "objective": "maskzoo_objectives",
-    "dataset": "maskzoo_datasets",
-    "evaluator": "maskzoo_evaluators",
-    "logger": "maskzoo_loggers",
-}
 GROUP = "maskzoo"
-LIKE = 0.6  # of two names, 1 being equal, from which one is offered for the other
-LONGEST_NAME = 100  # letters of a name that are compared with those of others
 OURS = "maskzoo"  # the distribution whose names always win
 
 
@@ -133,6 +127,14 @@ class Registry:
         """One sentence for each plugin that could not be loaded."""
         return [f"{plugin.owner} could not be loaded: {plugin.problem}" for plugin in self.plugins if plugin.problem]
 
+    def faulty(self) -> list[str]:
+        """One sentence for each fault, or what looks like one, in a class that another distribution offers."""
+        return [
+            f"{offer.plugin.owner}: {offer.kind} '{offer.name}': {sentence}"
+            for offer in self._offers(self._theirs)
+            for sentence in (*faults(offer.kind, offer.cls), *doubts(offer.kind, offer.cls))
+        ]
+
     @functools.cached_property
     def _ours(self) -> list[Plugin]:
         return [_load(point) for point in self._points if _distribution(point) == OURS]
@@ -155,25 +157,6 @@ def _refuse_no_kind(kind: str) -> None:
         raise ContractError(f"'{kind}' is not a kind of plugin; the kinds are {', '.join(KINDS)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at what was meant: the nearest of the known names, or all of them."""
-    known, name = list(known), name[:LONGEST_NAME]
-
-    def likeness(other: str) -> float:
-        """Also to the beginning of a longer name: 'vit_tinny' is meant for 'vit_tiny_patch16_224'."""
-        return max(difflib.SequenceMatcher(None, name, text).ratio() for text in (other, other[: len(name)]))
-
-    best = max(known, key=lambda other: (likeness(other), -len(other)), default="")
-    if best and likeness(best) >= LIKE:
-        return f"did you mean '{best}'?"
-    return "known: " + ", ".join(known) if known else "none is known"
-
-
-def indefinite(kind: str) -> str:
-    """A kind with its article: a strategy, an objective."""
-    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind}"
-
-
 def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "unknown"
 
@@ -183,13 +166,25 @@ def _load(point: EntryPoint) -> Plugin:
     version = point.dist.version if point.dist is not None else "?"
     plugin = Plugin(point.name, _distribution(point), version)
     try:
+        if isinstance(point, EntryPoint) and EntryPoint.pattern.match(point.value) is None:
+            raise PluginError(f"its value '{point.value}' is no module; write a module's name, such as maskzoo_dark")
         module = point.load()
         plugin.offers = _collect(plugin, module)
         _remember_owner(plugin, module)
     except (Exception, SystemExit) as problem:
         plugin.offers = []
-        plugin.problem = str(problem) if isinstance(problem, MaskZooError) else f"{type(problem).__name__}: {problem}"
+        plugin.problem = str(problem) if isinstance(problem, MaskZooError) else _words(problem)
     return plugin
+
+
+def _words(problem: BaseException) -> str:
+    """What a plugin's module has raised, and where in its own code."""
+    skipped = ("importlib", "pluggy", "<frozen", "/attr/", __file__)
+    frames = [
+        frame for frame in traceback.extract_tb(problem.__traceback__) if not any(s in frame.filename for s in skipped)
+    ]
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(problem).__name__}: {problem}{place}"
 
 
 def _remember_owner(plugin: Plugin, module: Any) -> None:
@@ -206,18 +201,20 @@ def _remember_owner(plugin: Plugin, module: Any) -> None:
 def _collect(plugin: Plugin, module: Any) -> list[Offer]:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
+    for name in dir(module):
+        if getattr(getattr(module, name, None), f"{GROUP}_impl", None) and name not in HOOKS.values():
+            raise PluginError(f"unknown hook '{name}'; {nearest(name, HOOKS.values())}")
     manager.register(module, name=plugin.name)
-    manager.check_pending()  # a misspelt hook would otherwise be ignored
     offers: dict[tuple[Kind, str], Offer] = {}
     for kind, hook in HOOKS.items():
-        for classes in getattr(manager.hook, hook)():
-            for cls in classes:
-                name = getattr(cls, "name", None)
-                if not isinstance(cls, type) or not isinstance(name, str) or not name:
-                    raise PluginError(f"{hook}() must return classes with a `name`, got {cls!r}")
-                if (kind, name) in offers:
-                    raise PluginError(f"{hook}() names two classes '{name}': {offers[kind, name].cls} and {cls}")
-                offers[kind, name] = Offer(kind, name, cls, plugin)
+        for cls in read_hook(hook, getattr(manager.hook, hook)):
+            name = getattr(cls, "name", None)
+            if not isinstance(cls, type) or not isinstance(name, str) or not name:
+                raise PluginError(f"{hook}() must return classes with a `name`, got {cls!r}")
+            if (kind, name) in offers:
+                raise PluginError(f"{hook}() names two classes '{name}': {offers[kind, name].cls} and {cls}")
+            refuse_offer(kind, cls)
+            offers[kind, name] = Offer(kind, name, cls, plugin)
     if not offers:
         raise PluginError("it offers nothing; a hook returns a list of classes and is marked with @maskzoo.hookimpl")
     return list(offers.values())

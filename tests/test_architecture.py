@@ -21,10 +21,10 @@ PLUGINS = sorted((ROOT / "plugins").glob("*.py"))
 # A module may import from its own level and from those before it.
 LEVELS = (
     {"mask", "errors", "seeds", "alarms", "processes", "plain", "memory", "signals", "marks", "records", "metrics"},
-    {"terminal", "blame"},
+    {"terminal", "blame", "words"},
     {"protocols"},
     {"hookspecs"},
-    {"registry"},
+    {"registry", "offers"},
     {"recipe", "defaults", "backbones", "objectives", "teacher", "testing", "engine"},
     {"train"},
     {"build", "checkpoint", "weights", "matrix", "trained"},

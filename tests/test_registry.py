@@ -124,10 +124,19 @@ def test_one_entry_point_name_in_two_distributions_counts_twice():
 
 
 def test_one_name_for_things_of_two_kinds_is_no_clash():
+    class Others:
+        """A schedule."""
+
+        name = "others"
+
+        def __call__(self, progress: float) -> float:
+            return progress
+
     registry = Registry(
-        [point("a", plugin(OTHERS), "one"), point("b", plugin(OTHERS, hook="maskzoo_schedules"), "two")]
+        [point("a", plugin(OTHERS), "one"), point("b", plugin(Others, hook="maskzoo_schedules"), "two")]
     )
-    assert registry.find("strategy", "others") is registry.find("schedule", "others")
+    assert registry.find("strategy", "others") is OTHERS
+    assert registry.find("schedule", "others") is Others
     assert registry.clashes() == []
 
 
