@@ -6,6 +6,7 @@ MaskZooError, which is a message to the user already.
 
 from __future__ import annotations
 
+import dis
 import inspect
 import os
 import re
@@ -66,6 +67,26 @@ def at_fault(problem: BaseException) -> str | None:
             if owner := _files.get(match["file"]):
                 found = f"{owner} ({Path(match['file']).name}:{match['line']})"
     return found
+
+
+def refuses(problem: BaseException) -> bool:
+    """Whether a ValueError or TypeError refuses a value on purpose, and so is the user's to mend.
+
+    It does where it was raised by a `raise` of the plugin itself or by attrs; what Python or a library raises on the
+    way ("too many values to unpack") is a bug of the plugin. Ours refuse whenever they raise one.
+    """
+    if not isinstance(problem, ValueError | TypeError):
+        return False
+    if at_fault(problem) is None or problem.__traceback__ is None:
+        return True
+    last = problem.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code, module = last.tb_frame.f_code, last.tb_frame.f_globals.get("__name__", "")
+    if code.co_filename.startswith("<attrs generated") or module.split(".")[0] in ("attr", "attrs"):
+        return True
+    raised = last.tb_lasti >= 0 and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return raised and _owner(module) is not None
 
 
 def names_used(problem: BaseException) -> set[str]:

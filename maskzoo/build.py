@@ -24,6 +24,7 @@ from maskzoo.defaults import settled
 from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, RecipeError
 from maskzoo.matrix import unmet
+from maskzoo.plain import rooted
 from maskzoo.processes import world
 from maskzoo.protocols import (
     Backbone,
@@ -378,7 +379,7 @@ def fingerprint(dataset: Dataset) -> str:
 def described(dataset: Dataset) -> Any:
     """A data set as a recipe names it; one that somebody made by hand has images, not options."""
     try:
-        return describe(dataset)
+        return rooted(describe(dataset))
     except ContractError:
         return {"use": dataset.name}
 

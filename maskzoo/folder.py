@@ -30,11 +30,12 @@ from maskzoo.plain import (
     read_json,
     read_lines,
     replace,
+    same_place,
     shown,
     step_line,
     write_json,
 )
-from maskzoo.recipe import Recipe, completed, plain_of, read, write
+from maskzoo.recipe import Recipe, completed, describe, plain_of, read, write
 from maskzoo.records import Record, gaps, steps_in
 from maskzoo.registry import Registry
 from maskzoo.train import Session
@@ -347,8 +348,7 @@ class RunFolder:
             return
         settings = {
             "evaluators": [
-                {"use": evaluator.name, **attrs.asdict(evaluator)} if attrs.has(type(evaluator)) else evaluator.name
-                for evaluator in evaluators
+                describe(evaluator) if attrs.has(type(evaluator)) else evaluator.name for evaluator in evaluators
             ],
             "names": list(names),
             "features": "mean of patch tokens of the whole image, eval mode",
@@ -369,9 +369,5 @@ def differing(stored: Mapping[str, Any], recipe: Mapping[str, Any], registry: Re
     return [
         f"recipe.{key} is {quoted(there.get(key))} there and {quoted(here.get(key))} here"
         for key in sorted(there.keys() | here.keys())
-        if key.split("[")[0] not in FREE_KEYS and not _same(there.get(key), here.get(key))
+        if key.split("[")[0] not in FREE_KEYS and not same_place(key, there.get(key), here.get(key))
     ]
-
-
-def _same(one: Any, other: Any) -> bool:
-    return bool(one == other) or (one != one and other != other)  # NaN is never equal to itself

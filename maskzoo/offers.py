@@ -147,7 +147,7 @@ def wrong_declarations(kind: Kind, made: Any) -> Iterator[str]:
     from maskzoo.protocols import Learning, Need  # torch, which whoever offers a class may not need
 
     for name in ("needs", "provides"):
-        value = getattr(made, name, frozenset())
+        value: Any = getattr(made, name, frozenset())
         if isinstance(value, property):
             continue
         if isinstance(value, str) or not isinstance(value, set | frozenset):

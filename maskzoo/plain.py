@@ -83,6 +83,30 @@ REQUIRED: Any = object()
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part")  # what a kill leaves of `replace`
 
 
+def same(first: Any, second: Any) -> bool:
+    """Whether two plain values are the same; NaN is the same as NaN, and a tuple as a list."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(same(*pair) for pair in zip(first, second, strict=True))
+    return bool(first == second or (first != first and second != second))
+
+
+def rooted(data: Any) -> Any:
+    """The use of a data set, its folder `root` as an absolute path, so that a run can be opened from anywhere."""
+    root = data.get("root") if isinstance(data, Mapping) else None
+    if not isinstance(root, str) or "://" in root:
+        return data
+    return {**data, "root": os.path.abspath(os.path.expanduser(root))}
+
+
+def same_place(key: str, first: Any, second: Any) -> bool:
+    """Whether two values of a key are the same, where that of `data.root` is a folder that may be named relatively."""
+    if key == "data.root" and isinstance(first, str) and isinstance(second, str):
+        return os.path.realpath(os.path.expanduser(first)) == os.path.realpath(os.path.expanduser(second))
+    return same(first, second)
+
+
 def shown(plain: Any, path: str = "") -> dict[str, Any]:
     """Nested plain values as flat {dotted path: value}, to compare two recipes key by key."""
     if isinstance(plain, Mapping):

@@ -6,9 +6,10 @@ or short `"linear:0.5:0.75"`, or, where a schedule is wanted, a bare number.
 
 from __future__ import annotations
 
+import functools
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -22,11 +23,12 @@ from cattrs.errors import (
     IterableValidationNote,
     StructureHandlerNotFoundError,
 )
-from cattrs.gen import make_dict_structure_fn
 from torch import nn
 
-from maskzoo.errors import ContractError, DataError, MaskZooError, RecipeError
-from maskzoo.plain import is_utf8, named, parse_toml, printable, quoted, read_toml
+from maskzoo.blame import distribution_of, owner_of, plugin_error, refuses
+from maskzoo.errors import ContractError, DataError, MaskZooError, PluginError, RecipeError
+from maskzoo.offers import refuse_half_written, wrong_declarations
+from maskzoo.plain import is_utf8, named, parse_toml, printable, quoted, read_toml, same, shown
 from maskzoo.protocols import CurriculumSchedule, Part
 from maskzoo.registry import Kind, Registry, indefinite, nearest
 
@@ -350,12 +352,59 @@ def make(registry: Registry, kind: Kind, use: Use, path: str, **given: Any) -> A
 
     `given` fills options that the use leaves open. Raises RecipeError with the path of whatever is wrong.
     """
+    return _at(path, lambda: _Maker(registry).make(kind, use, **given))
+
+
+def check_readable(plain: Mapping[str, Any], registry: Registry) -> None:
+    """Raise PluginError where a resolved recipe, written to a file and read back, is not the same or cannot be made.
+
+    It is what a run is resumed, evaluated and repeated by. Nothing is made but what is part of something else.
+    """
     try:
-        return _Maker(registry).make(kind, use, **given)
+        back = parse_toml(write(plain), "the resolved recipe")
+        again = plain_of(Recipe.from_plain(back))
+    except (MaskZooError, TypeError, ValueError) as problem:
+        raise PluginError(f"the run could not be opened again by its own recipe: {problem}") from problem
+    there, here = shown(again), shown(plain)
+    for key in sorted(there.keys() | here.keys()):
+        if not same(there.get(key), here.get(key)):
+            raise PluginError(
+                f"the run could not be opened again by its own recipe: recipe.{key} is {quoted(here.get(key))}, and "
+                f"{quoted(there.get(key))} when it is read back"
+            )
+    uses: list[tuple[str, Kind, Any]] = [
+        (name, KIND_OF_KEY[name], back[name]) for name in ("data", "backbone", "objective") if name in back
+    ]
+    uses += [("masking.strategy", "strategy", back["masking"]["strategy"])]
+    uses += [(f"evaluation[{number}]", "evaluator", use) for number, use in enumerate(back["evaluation"])]
+    uses += [(f"train.loggers[{number}]", "logger", use) for number, use in enumerate(back["train"]["loggers"])]
+    for path, kind, use in uses:
+        if not (kind == "dataset" and set(use) == {"use"}):  # it may have been made by hand, and be in no registry
+            try:
+                _at(f"recipe.{path}", functools.partial(_Maker(registry, making=False).structured, kind, use))
+            except RecipeError as problem:
+                owner = distribution_of(registry.find(kind, use["use"]))
+                raise PluginError(
+                    f"{problem}; the run could not be opened again: {owner or 'MaskZoo'} has changed its own option"
+                ) from problem
+
+
+def _at(path: str, call: Callable[[], Any]) -> Any:
+    """What a call of a _Maker gives; what is wrong begins with the key's path."""
+    try:
+        return call()
     except Exception as problem:
+        leaves = list(_leaves(problem, path))
+        for _, leaf in leaves:
+            if isinstance(leaf, _OurBug):
+                raise leaf.problem from None
         if isinstance(problem, MaskZooError) and not isinstance(problem, RecipeError):
-            raise type(problem)(f"{path}: {problem}") from problem
-        raise RecipeError("\n".join(_sentences(problem, path))) from problem
+            raise type(problem)(f"{path}: {problem}") from (problem.__cause__ or problem)
+        sentence = "\n".join(_sentences(problem, path))
+        for _, leaf in leaves:
+            if isinstance(leaf, PluginError):
+                raise PluginError(sentence) from (leaf.__cause__ or leaf)
+        raise RecipeError(sentence) from problem
 
 
 def describe(value: Any) -> Any:
@@ -383,28 +432,89 @@ def describe(value: Any) -> Any:
 
 
 class _Maker:
-    """Makes live objects out of uses, to any depth; it lives as long as one call of `make`."""
+    """Makes live objects out of uses, to any depth; it lives as long as one call of `make`.
 
-    def __init__(self, registry: Registry) -> None:
+    Unless it is `making`, options are checked, and what is inside of them stays plain.
+    """
+
+    def __init__(self, registry: Registry, *, making: bool = True) -> None:
         self.registry = registry
         self.converter = _plain_converter()
-        self.converter.register_structure_hook(Part, lambda value, _: self._part(value))
-        self.converter.register_structure_hook(nn.ModuleList, lambda value, _: self._parts(value))
-        self.converter.register_structure_hook_func(_is_schedule, lambda value, _: self.make("schedule", value))
+        part, parts, schedule = (self._part, self._parts, self._schedule) if making else (self._checked_part,) * 3
+        self.converter.register_structure_hook(Part, lambda value, _: part(value))
+        self.converter.register_structure_hook(nn.ModuleList, lambda value, _: parts(value))
+        self.converter.register_structure_hook_func(_is_schedule, lambda value, _: schedule(value))
 
     def make(self, kind: Kind, use: Use, **given: Any) -> Any:
+        cls, values = self.structured(kind, use, **given)
+        made = _constructed(cls, values)
+        for sentence in wrong_declarations(kind, made):
+            raise PluginError(f"{kind} '{cls.name}': {owner_of(cls)}: {sentence}")  # type: ignore[attr-defined]
+        self._refuse_unreadable(made, values.keys() - given.keys())
+        return made
+
+    def structured(self, kind: Kind, use: Use, **given: Any) -> tuple[type, dict[str, Any]]:
+        """The class that a use names, and the values of its options, each of its type, by the name of the option."""
         table = self.long_form(kind, use)
         if not isinstance(table.get("use"), str):
             raise RecipeError(f"which {kind}? known: {', '.join(self.registry.classes(kind))}", key="use")
         cls = self._find(kind, table.pop("use"))
-        if not attrs.has(cls):
-            if table:
-                raise RecipeError(f"'{cls.name}' has no options", key=next(iter(table)))  # type: ignore[attr-defined]
-            return cls()
-        accepted = {field.alias or field.name for field in attrs.fields(cls) if field.init}
-        table = {**{name: value for name, value in given.items() if name in accepted}, **table}
-        structure = make_dict_structure_fn(cls, self.converter, _cattrs_forbid_extra_keys=True)
-        return structure(table, cls)
+        refuse_half_written(kind, cls)
+        fields = options_of(cls)
+        if table and not attrs.has(cls):
+            raise RecipeError(f"'{cls.name}' has no options", key=next(iter(table)))  # type: ignore[attr-defined]
+        table = {**{name: value for name, value in given.items() if name in fields}, **table}
+        values: dict[str, Any] = {}
+        problems: dict[str, BaseException] = {}
+        for name, field in fields.items():
+            self._refuse_unknown_type(cls, field)
+            if name not in table:
+                if field.default is attrs.NOTHING:
+                    problems[name] = RecipeError("is required")
+                continue
+            try:
+                values[name] = self.converter.structure(table[name], field.type or Any)
+            except Exception as problem:
+                problems[name] = problem
+        for name in sorted(str(key) for key in table.keys() - fields.keys()):
+            problems[name] = RecipeError(f"no such key; {nearest(name, fields)}")
+        if problems:
+            raise _Keys(problems)
+        return cls, values
+
+    def _refuse_unknown_type(self, cls: type, field: Any) -> None:
+        """Raise PluginError for an option of a type that no recipe can hold."""
+        for wanted in _types_in(field.type):
+            try:
+                self.converter.get_structure_hook(wanted)
+            except StructureHandlerNotFoundError:
+                raise _At(
+                    field.name,
+                    PluginError(
+                        f"{owner_of(cls)}: no recipe can hold an option of type {getattr(wanted, '__name__', wanted)}; "
+                        "options are numbers, texts, lists, tables and schedules"
+                    ),
+                ) from None
+
+    def _refuse_unreadable(self, made: Any, given: Collection[str]) -> None:
+        """Raise where an option, written to a recipe and read back, is not the same: a run could not be opened again.
+
+        PluginError for a default of the class, RecipeError for a value that the recipe has `given`.
+        """
+        reader = _Maker(self.registry, making=False)
+        for name, field in options_of(type(made)).items():
+            value = getattr(made, field.name)
+            problem = _unreadable(value, field, reader.converter)
+            if problem and name in given:
+                raise RecipeError(problem, key=name)
+            if problem:
+                raise _At(name, PluginError(f"{owner_of(type(made))}: {problem}; mend the default"))
+
+    def _schedule(self, value: Any) -> Any:
+        return self.make("schedule", value)
+
+    def _checked_part(self, value: Any) -> Any:
+        return value
 
     def long_form(self, kind: Kind, use: Use) -> dict[str, Any]:
         """A use in its long form; "linear:0:-0.5" gives values to the first options in their order."""
@@ -464,6 +574,79 @@ class _Items(Exception):  # noqa: N818
         self.problems = problems
 
 
+class _Keys(Exception):  # noqa: N818
+    """What was wrong with some keys of a table."""
+
+    def __init__(self, problems: Mapping[str, BaseException]) -> None:
+        self.problems = problems
+
+
+class _OurBug(Exception):  # noqa: N818
+    """Carries what a class of MaskZoo has raised and nobody has foreseen: no message, but a traceback."""
+
+    def __init__(self, problem: BaseException) -> None:
+        self.problem = problem
+
+
+def options_of(cls: type) -> dict[str, Any]:
+    """The options of a class, attrs' fields by name, typed. Raises PluginError where types cannot be read."""
+    if not attrs.has(cls):
+        return {}
+    try:
+        attrs.resolve_types(cls)
+    except (NameError, TypeError, AttributeError) as problem:
+        raise PluginError(f"{owner_of(cls)}: the types of its options cannot be read: {problem}") from problem
+    return {field.name: field for field in attrs.fields(cls) if field.init}
+
+
+def _constructed(cls: type, values: Mapping[str, Any]) -> Any:
+    """The object with these options; what its own code raises is told from the refusal of a value."""
+    names = {field.name: field.alias or field.name for field in attrs.fields(cls)} if attrs.has(cls) else {}
+    try:
+        return cls(**{names[name]: value for name, value in values.items()})
+    except MaskZooError:
+        raise
+    except Exception as problem:
+        if refuses(problem):
+            key, sentence = _placed(problem, cls)
+            words = sentence or (str(problem.args[0]) if problem.args else str(problem))
+            raise RecipeError(words, key=key) from problem
+        raise plugin_error(problem) or _OurBug(problem) from problem
+
+
+def _types_in(wanted: Any) -> Iterator[Any]:
+    """A type, and those inside of it that cattrs does not look at before it is given a value."""
+    if _is_union(wanted) or _is_list(wanted) or _is_table(wanted):
+        for inner in get_args(wanted):
+            if inner not in (Ellipsis, type(None)):
+                yield from _types_in(inner)
+    elif wanted is not None:
+        yield wanted
+
+
+def _unreadable(value: Any, field: Any, converter: cattrs.Converter) -> str:
+    """Why an option's value is not the same after it was written to a recipe and read back; empty where it is."""
+    if _is_schedule(field.type) and not callable(value):
+        return f"{quoted(value)} is no schedule; a default is one, e.g. attrs.field(factory=lambda: Constant(0.5))"
+    try:
+        plain = describe(value)
+    except ContractError as problem:
+        return str(problem)
+    if plain is None:
+        lost = field.default is not None and field.default is not attrs.NOTHING and not _is_factory(field.default)
+        return f"it is None, which a recipe cannot say, and its default is {quoted(field.default)}" if lost else ""
+    try:
+        back = parse_toml(write({"value": plain}), "the option")["value"]
+        again = describe(converter.structure(back, field.type or Any))
+    except Exception as problem:
+        return "; ".join(_sentences(problem, "")) or str(problem)
+    return "" if same(again, plain) else f"{quoted(plain)} reads as {quoted(again)} where a recipe is read back"
+
+
+def _is_factory(default: Any) -> bool:
+    return hasattr(default, "factory")
+
+
 def _plain_converter() -> cattrs.Converter:
     """Values are taken as they are or refused: no "5" for 5, no 5.7 cut down to 5, no true for 1."""
     converter = cattrs.Converter(forbid_extra_keys=True)
@@ -472,6 +655,8 @@ def _plain_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(_is_union, lambda value, wanted: _one_of(converter, value, wanted))
     converter.register_structure_hook_func(_is_literal, _literal)
     converter.register_structure_hook_func(_is_list, lambda value, wanted: _items(converter, value, wanted))
+    converter.register_structure_hook_func(_is_table, lambda value, wanted: _table_of(converter, value, wanted))
+    converter.register_structure_hook(Path, lambda value, _: Path(converter.structure(value, str)))
     return converter
 
 
@@ -539,6 +724,26 @@ def _items(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
     return origin(made)
 
 
+def _is_table(wanted: Any) -> bool:
+    return get_origin(wanted) in (dict, Mapping)
+
+
+def _table_of(converter: cattrs.Converter, value: Any, wanted: Any) -> Any:
+    """A table of values."""
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"expected a table, got {quoted(value)}")
+    kind, inner = get_args(wanted)
+    made, problems = {}, {}
+    for key, item in value.items():
+        try:
+            made[converter.structure(key, kind)] = converter.structure(item, inner)
+        except Exception as problem:
+            problems[str(key)] = problem
+    if problems:
+        raise _Keys(problems)
+    return made
+
+
 def _is_schedule(wanted: Any) -> bool:
     return wanted is CurriculumSchedule
 
@@ -555,22 +760,35 @@ def _literal(value: Any, wanted: Any) -> Any:
     return value
 
 
-def _sentences(problem: BaseException, path: str) -> list[str]:
-    """Whatever went wrong while structuring, as lines "path: sentence"."""
+def _leaves(problem: BaseException, path: str) -> Iterator[tuple[str, BaseException]]:
+    """The single problems in one of several, each with its path."""
     if isinstance(problem, IterableValidationError | ClassValidationError):
         placed, other = problem.group_exceptions()
-        lines = []
         for inner, note in placed:
             step = f"[{note.index}]" if isinstance(note, IterableValidationNote) else f".{note.name}"
-            lines += _sentences(inner, path + step)
+            yield from _leaves(inner, path + step)
         for inner in other:
             key, sentence = _placed(inner, getattr(problem, "cl", None))
-            lines += [_line(f"{path}.{key}", sentence)] if key else _sentences(inner, path)
-        return lines
-    if isinstance(problem, _Items):
-        return [line for index, inner in problem.problems.items() for line in _sentences(inner, f"{path}[{index}]")]
-    if isinstance(problem, _At):
-        return _sentences(problem.problem, f"{path}.{problem.key}")
+            yield from [(f"{path}.{key}", RecipeError(sentence))] if key else _leaves(inner, path)
+    elif isinstance(problem, _Items):
+        for index, item in problem.problems.items():
+            yield from _leaves(item, f"{path}[{index}]")
+    elif isinstance(problem, _Keys):
+        for key, value in problem.problems.items():
+            yield from _leaves(value, f"{path}.{key}" if path else key)
+    elif isinstance(problem, _At):
+        yield from _leaves(problem.problem, f"{path}.{problem.key}")
+    else:
+        yield path, problem
+
+
+def _sentences(problem: BaseException, path: str) -> list[str]:
+    """Whatever went wrong while structuring, as lines "path: sentence"."""
+    return [line for place, leaf in _leaves(problem, path) for line in _of_leaf(leaf, place)]
+
+
+def _of_leaf(problem: BaseException, path: str) -> list[str]:
+    """A single problem, as lines "path: sentence"."""
     if isinstance(problem, ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(problem.cl) if field.init]
         extra = sorted(str(key) for key in problem.extra_fields)

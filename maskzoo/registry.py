@@ -201,9 +201,9 @@ def _remember_owner(plugin: Plugin, module: Any) -> None:
 def _collect(plugin: Plugin, module: Any) -> list[Offer]:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
-    for name in dir(module):
-        if getattr(getattr(module, name, None), f"{GROUP}_impl", None) and name not in HOOKS.values():
-            raise PluginError(f"unknown hook '{name}'; {nearest(name, HOOKS.values())}")
+    for hook in dir(module):
+        if getattr(getattr(module, hook, None), f"{GROUP}_impl", None) and hook not in HOOKS.values():
+            raise PluginError(f"unknown hook '{hook}'; {nearest(hook, HOOKS.values())}")
     manager.register(module, name=plugin.name)
     offers: dict[tuple[Kind, str], Offer] = {}
     for kind, hook in HOOKS.items():

@@ -32,7 +32,7 @@ from maskzoo.memory import PeakMemory
 from maskzoo.plain import json_text
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.provenance import facts
-from maskzoo.recipe import Recipe, describe, make
+from maskzoo.recipe import Recipe, check_readable, describe, make
 from maskzoo.registry import Registry
 from maskzoo.signals import Work, as_typed, listening
 from maskzoo.train import MODEL_FIGURES, Session, finite, train
@@ -102,6 +102,7 @@ def _run(
         "evaluation": [describe(evaluator) for evaluator in evaluators],
         "train": {**session.recipe["train"], "loggers": [describe(logger) for logger in loggers]},
     }
+    check_readable(session.recipe, registry)
     folder = RunFolder(out) if out is not None else RunFolder.claim(session)
     if resume:
         folder.refuse_another(session.recipe, registry)

@@ -19,7 +19,7 @@ from maskzoo.compare.report import folder_name
 from maskzoo.cost import flops_per_image, shape_of, steps_of
 from maskzoo.defaults import settled
 from maskzoo.errors import DataError, MaskZooError, RecipeError
-from maskzoo.plain import FREE_KEYS, named, read_json, replace, shown
+from maskzoo.plain import FREE_KEYS, named, read_json, replace, rooted, same_place, shown
 from maskzoo.recipe import Recipe, make, parse, plain_of, put, put_beside, read, write
 from maskzoo.registry import Registry, nearest
 
@@ -113,6 +113,8 @@ def plan(
         jobs.append(Job(name, seed, out / "recipes" / f"{where}.toml", out / "runs" / where))
         plains.append(deepcopy(recipes[name]))
         put(plains[-1], "train.seed", seed)
+        if "data" in plains[-1]:
+            plains[-1]["data"] = rooted(plains[-1]["data"])  # wherever the comparison is gone on with
     for job, plain in zip(jobs, plains, strict=True):
         _refuse_another(job, plain)
     made = Plan(out, list(rows.values()), jobs, first, equal)
@@ -265,7 +267,7 @@ def _refuse_another(job: Job, plain: Mapping[str, Any]) -> None:
     other = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())
-        if key.split("[")[0] not in FREE_KEYS and there.get(key) != here.get(key)
+        if key.split("[")[0] not in FREE_KEYS and not same_place(key, there.get(key), here.get(key))
     ]
     if other:
         raise RecipeError(

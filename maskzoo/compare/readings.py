@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from maskzoo.errors import DataError
-from maskzoo.plain import is_number, named, parse_toml, read_json, read_lines, read_text, shown, step_line
+from maskzoo.plain import is_number, named, parse_toml, read_json, read_lines, read_text, rooted, shown, step_line
 
 POINTS = 200  # of a curve, at most: the mean of as many steps each
 CURVES = ("loss", "factor", "ratio")
@@ -129,7 +129,9 @@ def _run(path: Path, recipe: dict[str, Any]) -> Reading:
     for entry in _entries(evaluation):
         if entry.get("step") == steps and isinstance(entry.get("evaluator"), dict):
             found = _measured(entry)
-            measured.append(attrs.evolve(found, data=None) if found.data == recipe.get("data") else found)
+            measured.append(
+                attrs.evolve(found, data=None) if rooted(found.data) == rooted(recipe.get("data")) else found
+            )
     return Reading(
         path=path,
         recipe=recipe,
