@@ -227,7 +227,7 @@ def test_what_an_untrained_model_can_do_is_a_row_without_a_test(tmp_path: Path):
     assert comparison.cell("before training").values("knn/top1") == pytest.approx({0: 0.2, 1: 0.21, 2: 0.22})
     assert list(comparison.differences("knn/top1")) == ["clmae"]
     assert comparison.remarks == []
-    assert markdown(comparison).splitlines()[2] == f"| before training | {NONE} | 21.0 ± 2.5 | 1.0 | {NONE} | {NONE} |"
+    assert markdown(comparison).splitlines()[2] == f"| before training | 3 | 21.0 ± 2.5 | 1.0 | {NONE} | {NONE} |"
     assert results_csv(comparison).splitlines()[1].startswith(f"before training,0,{tmp_path / 'random-0'},0.2,,,,,,,")
     with pytest.raises(RecipeError, match="no cell is called 'before training'"):
         gather(paths, "before training")

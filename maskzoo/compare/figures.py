@@ -1,83 +1,111 @@
-"""The curves of a comparison, as SVG for the report and PDF for the paper."""
+"""The figures of a comparison, as SVG for the report and PDF for the paper: first differences, then curves."""
 
 from __future__ import annotations
 
-import io
-import re
-import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import attrs
 import matplotlib
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from maskzoo.compare.cells import Cell, Comparison
+from maskzoo.compare.drawing import STYLE, add_legend, file_name, looks, new_figure, save, short_names, titled
+from maskzoo.compare.rows import draw_forest, draw_scores, in_forest
 
-# Okabe and Ito's colours, which most people can tell apart, and a dash for the rounds after the first.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5b5b5b")
-DASHES = ("-", "--", ":", "-.")
-RANGES = {"factor": (-1.1, 1.1), "ratio": (0.0, 1.0)}  # of what is drawn over the steps
-PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"))
-INK = "#1f2430"
-STYLE = {
-    "font.size": 9,
-    "font.family": "DejaVu Sans",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#8a8f99",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e8ec",
-    "grid.linewidth": 0.7,
-    "xtick.color": "#4a4f5a",
-    "ytick.color": "#4a4f5a",
-    "svg.hashsalt": "maskzoo",  # the same figure, the same file
-    "pdf.fonttype": 42,
-}
+RANGES = {"factor": (-1.15, 1.15), "ratio": (0.0, 1.0)}  # of what is drawn over the steps
+CURVES = (
+    ("loss", "Loss, each under its own masks: not to be compared", "loss of the model"),
+    ("factor", "Curriculum factor", "factor (+1 partner, -1 adversary)"),
+    ("ratio", "Share of hidden patches", "share of patches hidden"),
+)
+BANDS = 8  # cells beyond which bands would hide each other
+MARKED = 8  # marks on a curve
+STEP_ASIDE = 0.018  # of the axis, by which a curve is moved that would lie on another
+Curve = tuple[numpy.ndarray, numpy.ndarray]  # steps [T], values [seeds, T]
 
 
-def draw_all(comparison: Comparison, folder: Path) -> dict[str, str]:
-    """Draw what there is to draw into a folder, as PDF and SVG; {title: the SVG's text}."""
-    drawn = {}
+@attrs.frozen
+class Drawn:
+    """A figure as the page shows it."""
+
+    title: str
+    svg: str
+    caption: str = ""  # what must be known to read it
+    leads: bool = False  # whether it stands before all tables
+
+
+@attrs.frozen
+class Wanted:
+    """A figure that there is something for."""
+
+    file: str
+    title: str
+    draw: Callable[[], Figure]
+    caption: str = ""
+    leads: bool = False
+
+
+def draw_all(comparison: Comparison, folder: Path) -> list[Drawn]:
+    """Draw what there is to draw into a folder, as PDF and SVG."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, title, draw in _figures(comparison):
-        with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(5.4, 3.5), layout="constrained")
-            figure.patch.set_facecolor("white")
-            axes = figure.add_subplot()
-            draw(axes)
-            handles, _ = axes.get_legend_handles_labels()
-            if handles:
-                figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=8, handlelength=1.6)
-            figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-            text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None})
-        (folder / f"{name}.svg").write_text(text.getvalue(), encoding="utf-8")
-        drawn[title] = _inline(text.getvalue(), name)
+    drawn, taken = [], list[str]()
+    for one in _figures(comparison):
+        taken.append(file_name(one.file, taken))
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in an alphabet that the font has not
+            svg = save(one.draw(), folder / taken[-1], one.title)
+        drawn.append(Drawn(one.title, svg, one.caption, one.leads))
     return drawn
 
 
-def _figures(comparison: Comparison) -> list[tuple[str, str, Callable[[Axes], None]]]:
-    made: list[tuple[str, str, Callable[[Axes], None]]] = []
-    cells = comparison.trained
-    for name, title, label in (
-        ("loss", "Loss, each under its own masks: not to be compared", "loss of the model"),
-        ("factor", "Curriculum factor", "factor (+1 partner, -1 adversary)"),
-        ("ratio", "Share of hidden patches", "share of patches hidden"),
-    ):
-        shown = [cell for cell in cells if any(name in run.curves for run in cell.runs.values())]
-        moving = [cell for cell in shown if _moves(cell, name) or (name == "factor" and _says_something(cell))]
-        if name == "loss" and shown:
-            made.append((name, title, lambda axes, n=name, s=shown, y=label: _curves(axes, comparison, s, n, y)))  # type: ignore[misc]
-        elif moving:
-            made.append((name, title, lambda axes, n=name, s=moving, y=label: _curves(axes, comparison, s, n, y)))  # type: ignore[misc]
+def _figures(comparison: Comparison) -> list[Wanted]:
+    made: list[Wanted] = []
+    if scores := in_forest(comparison):
+        caption = (
+            f"Each row is a cell less '{comparison.baseline}', seed by seed: a dot for each seed, their mean, and its "
+            "95 % interval (Student's t; from three pairs on). A filled mark: the paired t-test supports a difference "
+            "at 5 % after Holm's correction. What lies far outside is "
+            "pointed at from the edge."
+        )
+        made.append(
+            Wanted(
+                "forest",
+                f"Differences to {comparison.baseline}",
+                lambda: draw_forest(comparison, scores),
+                caption,
+                True,
+            )
+        )
     for score in comparison.scores:
-        file = "compute-" + re.sub(r"[^\w.-]+", "-", score)
-        made.append((file, f"{score} against compute", lambda axes, s=score: _compute(axes, comparison, s)))  # type: ignore[misc]
+        title = f"{comparison.label(score)} and what it took"
+        caption = "A dot for each run, the mean of each cell with its 95 % interval, and beside it what training took."
+        made.append(Wanted(f"compute-{score}", title, lambda s=score: draw_scores(comparison, s), caption))  # type: ignore[misc]
+    for name, title, label in CURVES:
+        cells = [cell for cell in comparison.trained if _shows(cell, name)]
+        if cells and (name != "ratio" or any(_moves(cell, name) for cell in cells)):
+            caption = _how_drawn(cells, name)
+            draw = lambda n=name, c=cells, t=title, y=label: _curves(comparison, c, n, t, y)  # noqa: E731
+            made.append(Wanted(name, title, draw, caption))
     return made
+
+
+def _shows(cell: Cell, name: str) -> bool:
+    """Whether a cell has a curve that says something: of the factor, if it means anything to the masker."""
+    if not any(name in run.curves for run in cell.runs.values()):
+        return False
+    if name != "factor":
+        return True
+    known = cell.first.environment.get("curriculum")
+    if isinstance(known, bool):
+        return known
+    values = [value for run in cell.runs.values() for _, value in run.curves.get(name, [])]
+    constant = cell.first.keys.get("masking.curriculum.use") in (None, "constant")  # how none at all is written
+    return not constant or any(abs(value) > 1e-6 for value in values)
 
 
 def _moves(cell: Cell, name: str) -> bool:
@@ -85,87 +113,76 @@ def _moves(cell: Cell, name: str) -> bool:
     return bool(values) and max(values) - min(values) > 1e-6
 
 
-def _says_something(cell: Cell) -> bool:
-    """Whether the factor is anything but neutral throughout."""
-    return any(abs(value) > 1e-6 for run in cell.runs.values() for _, value in run.curves.get("factor", []))
+def _how_drawn(cells: Sequence[Cell], name: str) -> str:
+    words = []
+    if any(len(cell.runs) > 1 for cell in cells):
+        words.append("The line is the mean over the seeds")
+        if name == "loss" and len(cells) <= BANDS:
+            words[-1] += ", the band goes from the lowest to the highest of them"
+        words[-1] += "."
+    if name in RANGES and _overlap([_means(cell, name) for cell in cells], name):
+        words.append("Curves that would lie on each other are drawn side by side.")
+    return " ".join(words)
 
 
-def _look(comparison: Comparison, cell: Cell) -> tuple[str, str]:
-    """The colour and the dash of a cell, the same in every figure."""
-    place = comparison.trained.index(cell)
-    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+def _curves(comparison: Comparison, cells: Sequence[Cell], name: str, title: str, label: str) -> Figure:
+    """The mean over seeds of each cell, with marks at places of its own, and a band where there is room for it."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    titled(axes, title)
+    names, look = short_names([cell.name for cell in cells]), looks(comparison)
+    handles: dict[str, Line2D] = {}
+    for place, (cell, (at, values)) in enumerate(
+        zip(cells, _aside([_means(c, name) for c in cells], name), strict=True)
+    ):
+        own = look[cell.name]
+        if len(values) > 1 and len(cells) <= BANDS and name == "loss":
+            axes.fill_between(at, values.min(axis=0), values.max(axis=0), color=own.colour, alpha=0.13, linewidth=0)
+        apart = max(1, len(at) // MARKED)
+        (handles[names[cell.name]],) = axes.plot(
+            at, values.mean(axis=0),
+            color=own.colour, linestyle=own.dash, marker=own.mark, markersize=4, linewidth=1.4,
+            markevery=(place * apart // max(1, len(cells)) % apart, apart), markeredgecolor="white",
+            markeredgewidth=0.4,
+        )  # fmt: skip
+    _axes(axes, name, label)
+    add_legend(figure, handles)
+    return figure
 
 
-def _curves(axes: Axes, comparison: Comparison, cells: Sequence[Cell], name: str, label: str) -> None:
-    """The mean over seeds, and a band from the least to the most of them."""
-    several = False
-    for cell in cells:
-        colour, dash = _look(comparison, cell)
-        curves = [run.curves[name] for run in cell.runs.values() if name in run.curves]
-        at = numpy.array([step for step, _ in curves[0]])
-        values = numpy.array(
-            [numpy.interp(at, [step for step, _ in curve], [value for _, value in curve]) for curve in curves]
-        )
-        if len(values) > 1:
-            several = True
-            axes.fill_between(at, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-        axes.plot(at, values.mean(axis=0), color=colour, linestyle=dash, linewidth=1.6, label=unmathed(cell.name))
-    axes.set_xlabel("step" + (" (band: least to most of the seeds)" if several else ""))
+def _axes(axes: Axes, name: str, label: str) -> None:
+    axes.set_xlabel("step")
     axes.set_ylabel(label)
     if name in RANGES:
         axes.set_ylim(*RANGES[name])
 
 
-def _compute(axes: Axes, comparison: Comparison, score: str) -> None:
-    """A dot a run, and a larger one with the interval a cell, over what its training took."""
-    factor, _, sign = comparison.unit(score)
-    counted = bool(comparison.flops) and all(cell.name in comparison.flops for cell in comparison.trained)
-    most = (
-        max((comparison.flops[cell.name] * cell.first.images for cell in comparison.trained), default=0)
-        if counted
-        else 0
-    )
-    scale, prefix = next((one for one in PREFIXES if most >= one[0]), PREFIXES[-1])
-    summaries = comparison.summaries(score)
-    for cell in comparison.trained:
-        if cell.name not in summaries:
-            continue
-        colour, _ = _look(comparison, cell)
-        values = cell.values(score)
-        if counted:
-            spent = {seed: cell.runs[seed].images * comparison.flops[cell.name] / scale for seed in values}
-        else:
-            spent = {seed: (cell.runs[seed].seconds or 0.0) / 60 for seed in values}
-        axes.scatter(
-            [spent[seed] for seed in values],
-            [value * factor for value in values.values()],
-            color=colour, s=12, alpha=0.45, linewidths=0,
-        )  # fmt: skip
-        summary = summaries[cell.name]
-        axes.errorbar(
-            [statistics.fmean(spent.values())],
-            [summary.mean * factor],
-            yerr=None if summary.half is None else [summary.half * factor],
-            color=colour, marker="o", markersize=6, capsize=3, linewidth=1.3, linestyle="none",
-            label=unmathed(cell.name),
-        )  # fmt: skip
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"training compute ({prefix}FLOPs)" if counted else "training time (minutes, as measured)")
-    axes.set_ylabel(unmathed(f"{score} ({sign})" if sign else score))
+def _means(cell: Cell, name: str) -> Curve:
+    """The steps [T] of the first run, and the values [seeds, T] of all runs there."""
+    curves = [run.curves[name] for run in cell.runs.values() if name in run.curves]
+    at = numpy.array([step for step, _ in curves[0]])
+    rows = [numpy.interp(at, [step for step, _ in curve], [value for _, value in curve]) for curve in curves]
+    return at + 1, numpy.array(rows)  # people count steps from 1
 
 
-def unmathed(text: str) -> str:
-    """Text in which matplotlib looks for no formula."""
-    return text.replace("$", r"\$")
+def _aside(curves: Sequence[Curve], name: str) -> list[Curve]:
+    """The same curves, of which none lies wholly on another: those of dials often do."""
+    if name not in RANGES:
+        return list(curves)
+    step = STEP_ASIDE * (RANGES[name][1] - RANGES[name][0])
+    moved = []
+    for place, (at, values) in enumerate(curves):
+        alike = sum(_coincide((at, values), other, step / 4) for other in curves[:place])
+        sign = 1 if values.mean(axis=0)[-1] <= 0 else -1  # towards the middle, where there is room
+        moved.append((at, values + sign * alike * step))
+    return moved
 
 
-def _inline(svg: str, name: str) -> str:
-    """An SVG for the inside of a page: without its prologue, and with names that no other figure of the page has."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\b(id|clip-path|xlink:href)="(url\()?(#?)', rf'\1="\2\3{name}-', svg)
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ', _responsive, svg, count=1)
+def _overlap(curves: Sequence[Curve], name: str) -> bool:
+    moved = _aside(curves, name)
+    return any(not numpy.array_equal(one[1], other[1]) for one, other in zip(curves, moved, strict=True))
 
 
-def _responsive(match: re.Match[str]) -> str:
-    return f'<svg role="img" {match[1] or ""}'
+def _coincide(one: Curve, other: Curve, least: float) -> bool:
+    mean = numpy.interp(other[0], one[0], one[1].mean(axis=0))
+    return bool(numpy.all(numpy.abs(mean - other[1].mean(axis=0)) < least))

@@ -7,9 +7,15 @@ import unicodedata
 from collections.abc import Sequence
 
 from maskzoo.compare.cells import Comparison, signed
+from maskzoo.compare.facts import shared
+from maskzoo.compare.findings import LEAST_PAIRS, verdict
+from maskzoo.compare.names import headed
+from maskzoo.compare.scores import data_name
 from maskzoo.compare.tables import BUDGETS, NONE, Column, Entry, columns, not_trained_here
+from maskzoo.plain import printable
 
 STAR = "$^{*}$"
+HEAD = 18  # letters of a head on one line
 ABREAST = 3  # scores side by side in a float
 PRINTED_COSTS = {"GFLOPs an image": "GFLOPs", "minutes": "min"}  # for which a paper has room
 LATEX = {
@@ -23,86 +29,109 @@ LATEX = {
     '"': "''",
     "±": r"$\pm$",
     NONE: "--",
+    "\u0394": r"$\Delta$",
+    "\u2191": r"$\uparrow$",
+    "\u2193": r"$\downarrow$",
 }
 
 
-def latex(comparison: Comparison) -> str:
+def latex(comparison: Comparison, scores: Sequence[str] | None = None) -> str:
     r"""The table as a float that fits a page and compiles wherever `\usepackage{booktabs}` stands.
 
-    For each score the mean with its interval, and the difference to the baseline with a star where a test supports it;
-    what a page has no room for is in statistics.csv. More than ABREAST scores go into several floats.
+    For each score the mean with its interval, and the difference to the baseline with a star where a test supports that
+    it is better; what a page has no room for is in statistics.csv. `scores` chooses and orders them; more than ABREAST
+    go into several floats. A float of several scores spans both columns of a paper that has two.
     """
-    scores = comparison.scores
-    pieces = [scores[first : first + ABREAST] for first in range(0, len(scores), ABREAST)] or [[]]
-    floats = [_float(comparison, piece, costs=number == 0) for number, piece in enumerate(pieces)]
+    chosen = comparison.scores if scores is None else list(scores)
+    pieces = [chosen[first : first + ABREAST] for first in range(0, len(chosen), ABREAST)] or [[]]
+    floats = [_float(comparison, piece, number) for number, piece in enumerate(pieces)]
     return "% Needs \\usepackage{booktabs}.\n" + "\n".join(floats)
 
 
-def _float(comparison: Comparison, scores: Sequence[str], *, costs: bool) -> str:
-    """One float, with these scores side by side, and what it took."""
+def _float(comparison: Comparison, scores: Sequence[str], number: int) -> str:
+    """One float, with these scores side by side, and, in the first one, what training took."""
     table = columns(comparison)
     alike = len({len(cell.runs) for cell in comparison.trained}) <= 1
     lead = [column for column in table[:2] if column.head != "seeds" or not alike]
-    tail = [column for column in table[2:] if not column.score and column.head in PRINTED_COSTS and costs]
+    tail = [column for column in table[2:] if not column.score and column.head in PRINTED_COSTS and number == 0]
     groups = [_group(comparison, [column for column in table if column.score == score]) for score in scores]
-    evaluators, figures, rules = [""] * len(lead), [""] * len(lead), []
-    lower = [escaped(column.head) for column in lead]
-    for head, group in groups:
-        evaluator, _, figure = head.partition("/")
-        for row, text in ((evaluators, evaluator), (figures, figure)):
-            row.append(rf"\multicolumn{{{len(group)}}}{{c}}{{{escaped(text)}}}")
+    heads = [_broken(headed(comparison, score)) for score in scores]
+    rows_of_heads = [[""] * len(lead) for _ in range(max(map(len, heads), default=0))]
+    lower, rules = [escaped(column.head) for column in lead], []
+    for head, group in zip(heads, groups, strict=True):
+        for row, words in zip(rows_of_heads, [""] * (len(rows_of_heads) - len(head)) + head, strict=True):
+            row.append(rf"\multicolumn{{{len(group)}}}{{c}}{{{escaped(words)}}}")
         rules.append(rf"\cmidrule(lr){{{len(lower) + 1}-{len(lower) + len(group)}}}")
         lower += ["mean", r"$\Delta$"][: len(group)]
-    evaluators += [""] * len(tail)
-    figures += [""] * len(tail)
+    for row in rows_of_heads:
+        row += [""] * len(tail)
     lower += [PRINTED_COSTS[column.head] for column in tail]
     texts = [
         *([_latex_entry(entry) for entry in column.entries] for column in lead),
-        *(text for _, group in groups for text in group),
+        *(text for group in groups for text in group),
         *([_latex_entry(entry) for entry in column.entries] for column in tail),
     ]
-    heads = [*(" & ".join(row) + r" \\" for row in (evaluators, figures)), " ".join(rules)] if groups else []
+    above = [*(" & ".join(row) + r" \\" for row in rows_of_heads), " ".join(rules)] if groups else []
     rows = [" & ".join(row) + r" \\" for row in zip(*texts, strict=True)]
-    inside = [r"\toprule", *heads, " & ".join(lower) + r" \\", r"\midrule", *rows, r"\bottomrule"]
+    inside = [r"\toprule", *above, " & ".join(lower) + r" \\", r"\midrule", *rows, r"\bottomrule"]
+    environment = "table*" if len(scores) > 1 else "table"
     return "\n".join(
         [
-            r"\begin{table}",
+            rf"\begin{{{environment}}}",
             r"  \centering",
-            rf"  \caption{{{quoted(escaped(' '.join(_caption(comparison))))}}}",
+            rf"  \caption{{{quoted(escaped(' '.join(part for part in _caption(comparison, scores) if part)))}}}",
+            rf"  \label{{{_label(comparison, number)}}}",
             r"  \smallskip",
             r"  \footnotesize",
             r"  \setlength{\tabcolsep}{2.5pt}",
             rf"  \begin{{tabular}}{{@{{}}{'l' + 'r' * (len(lower) - 1)}@{{}}}}",
             *(f"    {line}" for line in inside),
             r"  \end{tabular}",
-            r"\end{table}",
+            rf"\end{{{environment}}}",
             "",
         ]
     )
 
 
-def _group(comparison: Comparison, columns: Sequence[Column]) -> tuple[str, list[list[str]]]:
-    """The head of a score, its means, and the differences with a star where the test supports one."""
+def _group(comparison: Comparison, columns: Sequence[Column]) -> list[list[str]]:
+    """The means of a score, and the differences with a star where the test supports that a cell is better."""
     means = [_latex_entry(entry) for entry in columns[0].entries]
-    tests = comparison.differences(columns[0].score)
+    score = columns[0].score
+    tests, better = comparison.differences(score), comparison.better(score)
     if len(comparison.cells) == 1:
-        return columns[0].head, [means]
-    factor, decimals, _ = comparison.unit(columns[0].score)
+        return [means]
+    factor, decimals, _ = comparison.unit(score)
     gaps = []
     for cell in comparison.cells:
         test = tests.get(cell.name)
         gap = None if test is None else test.summary
         shown = Entry(NONE if gap is None else signed(gap.mean * factor, decimals))
-        gaps.append(_latex_entry(shown) + STAR * (test is not None and test.supported))
-    return columns[0].head, [means, gaps]
+        gaps.append(_latex_entry(shown) + STAR * (test is not None and verdict(test, better) == "better"))
+    return [means, gaps]
 
 
-def _caption(comparison: Comparison) -> list[str]:
+def _broken(head: str) -> list[str]:
+    """A head on one line, or on two where it is wider than its columns."""
+    spaces = [place for place, sign in enumerate(head) if sign == " " and head[place + 1] not in "(\u2191\u2193"]
+    if len(head) <= HEAD or not spaces:
+        return [head]
+    middle = min(spaces, key=lambda place: abs(place - len(head) / 2))
+    return [head[:middle], head[middle + 1 :]]
+
+
+def _label(comparison: Comparison, number: int) -> str:
+    """A label by which a paper can refer to the float."""
+    data = data_name(comparison.cell(comparison.baseline).first.recipe.get("data", ""))
+    words = re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-")
+    return "-".join(["tab:maskzoo", *([words] if words else []), *([str(number + 1)] if number else [])])
+
+
+def _caption(comparison: Comparison, scores: Sequence[str]) -> list[str]:
     """What a reader of the paper has to know, in a few sentences."""
     trained = comparison.trained
-    others = len(comparison.differences(comparison.scores[0])) if comparison.scores else 0
+    others = len(comparison.differences(scores[0])) if scores else 0
     seeds = [len(cell.runs) for cell in trained]
-    sentences = []
+    sentences = [_subject(comparison)] if trained else []
     if max(seeds, default=0) > 1:
         number = f"{seeds[0]} seeds" if len(set(seeds)) == 1 else "the seeds"
         sentences.append(f"Means over {number} with the half-width of their 95 % interval (Student's t).")
@@ -110,10 +139,14 @@ def _caption(comparison: Comparison) -> list[str]:
         sentences.append("One seed: not enough to tell.")
     if others:
         sentences.append(
-            f"Differences are to '{comparison.baseline}', seed by seed; a star where a paired t-test supports one at "
-            f"5 % after Holm's correction over {others} {'cell' if others == 1 else 'cells'}; bold where a cell is "
-            "better than every other, so tested. GFLOPs are those of an image in training, min the minutes of a run."
+            f"\u0394: difference to '{comparison.baseline}', seed by seed; a star where a cell is better by a paired "
+            f"t-test at 5 % after Holm's correction over {others} {'cell' if others == 1 else 'cells'} (from "
+            f"{LEAST_PAIRS} pairs on); bold where it is better than every other, so tested."
         )
+    if comparison.flops:
+        sentences.append("GFLOPs are those of an image in training.")
+    if trained:
+        sentences.append("min: the minutes of a run.")
     return [
         *sentences,
         BUDGETS[comparison.equal].format(comparison.baseline) if trained else "",
@@ -121,9 +154,23 @@ def _caption(comparison: Comparison) -> list[str]:
     ]
 
 
+def _subject(comparison: Comparison) -> str:
+    """What was trained on what, for how long, as far as that is one thing."""
+    run = comparison.cell(comparison.baseline).first
+    facts = dict(shared(comparison))
+    backbone = str(run.keys.get("backbone.timm") or run.keys.get("backbone.use") or run.keys.get("backbone", "?"))
+    epochs = facts.get("epochs", "")
+    words = f"{backbone} trained on '{data_name(run.recipe.get('data', '?'))}'"
+    if epochs and not epochs.startswith("differs"):
+        words += f" for {epochs.split(' ')[0]} {'epoch' if epochs.split(' ')[0] == '1' else 'epochs'}"
+    objective = run.keys.get("objective.use") or run.keys.get("objective")
+    return f"{words} (objective: {objective})." if objective else f"{words}."
+
+
 def escaped(text: str) -> str:
-    """Text as LaTeX sets it, special signs and all."""
-    return "".join(LATEX.get(sign) or (sign if sign.isascii() else _ascii(sign)) for sign in text)
+    """Text as LaTeX sets it, special signs and all, on one line."""
+    plain = " ".join(printable(text).split())
+    return "".join(LATEX.get(sign) or (sign if sign.isascii() else _ascii(sign)) for sign in plain)
 
 
 def _ascii(sign: str) -> str:

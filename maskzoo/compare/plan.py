@@ -65,6 +65,7 @@ class Plan:
     jobs: list[Job]
     baseline: str
     equal: str
+    asked: Mapping[str, Any] = attrs.field(factory=dict)  # the options of which it was made, where they are known
 
     @property
     def flops(self) -> dict[str, float]:
@@ -117,7 +118,8 @@ def plan(
             plains[-1]["data"] = rooted(plains[-1]["data"])  # wherever the comparison is gone on with
     for job, plain in zip(jobs, plains, strict=True):
         _refuse_another(job, plain)
-    made = Plan(out, list(rows.values()), jobs, first, equal)
+    asked = {"maskers": maskers or "", "vary": list(vary), "seeds": seeds}
+    made = Plan(out, list(rows.values()), jobs, first, equal, asked)
     return _kept(made, plains) if keep else made
 
 
@@ -133,6 +135,7 @@ def planned(out: Path) -> Plan:
             [Job(one["cell"], one["seed"], out / one["recipe"], out / one["run"]) for one in held["runs"]],
             held["baseline"],
             held["equal"],
+            asked if isinstance(asked := held.get("asked"), dict) else {},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise RecipeError(f"'{out / 'plan.json'}' cannot be read: {problem}") from None
@@ -280,6 +283,7 @@ def _kept(made: Plan, plains: Sequence[Mapping[str, Any]]) -> Plan:
     held = {
         "baseline": made.baseline,
         "equal": made.equal,
+        "asked": dict(made.asked),
         "cells": [attrs.asdict(row) for row in made.rows],
         "runs": [
             {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
 import attrs
 
 from maskzoo.compare.cells import UNTRAINED, Cell, Comparison, signed
 from maskzoo.compare.statistics import FEW, Difference, Summary
+from maskzoo.plain import printable
 
 SPREAD = "SD"
 BUDGETS = {
@@ -17,6 +19,9 @@ BUDGETS = {
     "flops": "Every cell was trained for as many FLOPs as '{}'.",
     "time": "Every cell was trained for about the time of '{}', by a probe of its speed.",
 }
+FORMULA = tuple(
+    "=+-@\t'\uff1d\uff0b\uff0d\uff20"
+)  # how a text begins that a spreadsheet would compute, or our sign of one
 NONE = "\u2013"  # an entry that there is not, and the dash between the ends of a range
 
 
@@ -45,7 +50,7 @@ def columns(comparison: Comparison) -> list[Column]:
     names = [Entry(cell.name, note="baseline" if cell.name == comparison.baseline else "") for cell in cells]
     made = [
         Column("cell", names, numbers=False),
-        Column("seeds", [Entry(str(len(cell.runs)) if cell.trained else NONE) for cell in cells]),
+        Column("seeds", [Entry(_seeds(cell)) for cell in cells]),
     ]
     for score in comparison.scores:
         factor, decimals, sign = comparison.unit(score)
@@ -93,19 +98,19 @@ def _of_trained(column: Column, comparison: Comparison) -> Column:
 def markdown(comparison: Comparison) -> str:
     """The tables for a README, with what is needed to read them."""
     pieces = [_markdown(piece) for _, piece in stacked(comparison)]
-    notes = "\n\n".join(how_to_read(comparison))
-    remarks = "".join(f"- {_pipes(remark)}\n" for remark in comparison.remarks)
+    notes = "\n\n".join(map(_inert, how_to_read(comparison)))
+    remarks = "".join(f"- {_inert(remark)}\n" for remark in comparison.remarks)
     return "\n\n".join(pieces) + f"\n\n{notes}\n" + (f"\nRemarks:\n\n{remarks}" if remarks else "")
 
 
 def _markdown(table: Sequence[Column]) -> str:
     lines = [
-        "| " + " | ".join(_pipes(column.head) for column in table) + " |",
+        "| " + " | ".join(_inert(column.head) for column in table) + " |",
         "|" + "|".join(" ---: " if column.numbers else " :--- " for column in table) + "|",
     ]
     for row in range(len(table[0].entries)):
         entries = [column.entries[row] for column in table]
-        texts = [f"**{_pipes(entry.text)}**" if entry.bold else _pipes(entry.text) for entry in entries]
+        texts = [f"**{_inert(entry.text)}**" if entry.bold else _inert(entry.text) for entry in entries]
         lines.append("| " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
@@ -181,14 +186,32 @@ def not_trained_here(comparison: Comparison) -> list[str]:
     return [f"Evaluated, but not trained here, so in no test: {', '.join(others)}."] if others else []
 
 
-def _pipes(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _inert(text: str) -> str:
+    """A text as Markdown shows it, whatever is in it: no HTML, code, formula, link, picture or column of its own."""
+    plain = " ".join(printable(text).split())
+    plain = re.sub(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", plain)
+    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(
+        r"(?i)(?<=http)(s?):|(?<=ftp):|(?<=www)\.", lambda found: f"{found[1] or ''}&#{ord(found[0][-1])};", plain
+    )
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(rows)
+    csv.writer(file, lineterminator="\n").writerows([_no_formula(value) for value in row] for row in rows)
     return file.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    """A value of a CSV file that no spreadsheet computes; numbers stay numbers.
+
+    A text that begins with a sign of a formula, or with an apostrophe, has an apostrophe before it, which spreadsheets
+    do not show; a program that reads the file takes one apostrophe away from whatever begins with one.
+    """
+    if value is None or isinstance(value, int | float):
+        return value
+    text = " ".join(printable(value).splitlines())
+    return f"'{text}" if text[:1] in FORMULA or text.lstrip()[:1] in FORMULA else text
 
 
 def _mean(summary: Summary | None, factor: float, decimals: int, *, bold: bool, runs: int) -> Entry:
@@ -247,6 +270,11 @@ def _untested(cell: Cell, comparison: Comparison) -> str:
 def _memory(cell: Cell) -> str:
     known = [run.memory / 2**30 for run in cell.runs.values() if run.memory is not None]
     return f"{max(known):.3g}" if known else NONE
+
+
+def _seeds(cell: Cell) -> str:
+    """How many seeds a cell has; what was not trained here has none, save the model before its training."""
+    return str(len(cell.runs)) if cell.trained or cell.name == UNTRAINED else NONE
 
 
 def _minutes(cell: Cell) -> str:

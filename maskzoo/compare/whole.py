@@ -33,6 +33,8 @@ def compare_all(
     launch: Sequence[str],
     out: Path,
     dry_run: bool,
+    scores: str = "",
+    with_command: bool = False,
 ) -> None:
     """Plan, train what is missing, and report; without a recipe, go on with the plan that is in `out`.
 
@@ -90,8 +92,11 @@ def compare_all(
             raise StoppedError(problem.moment, resume if (out / "plan.json").exists() else None) from None
         if not any(job.done for job in made.jobs):
             raise MaskZooError("\n".join(failures) or f"none of the runs in '{out}' has finished")
-        comparison = report(out, made.paths, made.baseline, equal=made.equal, flops=made.flops, remarks=failures)
-    tell(comparison, out, console)
+        comparison = report(
+            out, made.paths, made.baseline,
+            equal=made.equal, flops=made.flops, remarks=failures, asked=made.asked, with_command=with_command,
+        )  # fmt: skip
+    tell(comparison, out, console, scores)
     if failures:
         raise MaskZooError(f"{len(failures)} of {len(made.jobs)} runs failed; '{out}' reports on the others")
 
