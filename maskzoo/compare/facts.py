@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from maskzoo.compare.cells import Comparison, plain_value
-from maskzoo.compare.readings import Reading, named
+from maskzoo.compare.readings import Reading
 from maskzoo.compare.scores import data_name
+from maskzoo.plain import named
 
 UNKNOWN = "not recorded"
 SEVERAL = 4  # different values that a table has room for
