@@ -25,7 +25,18 @@ from maskzoo.plain import printable
 
 PUBLISHED = frozenset(  # of environment.json; what is not named here may say who somebody is, and stays with the run
     (
-        *("date", "processes", "device", "device_name", "cpu", "python", "platform", "threads", "precision"),
+        *(
+            "generator",
+            "date",
+            "processes",
+            "device",
+            "device_name",
+            "cpu",
+            "python",
+            "platform",
+            "threads",
+            "precision",
+        ),
         *("versions", "plugins", "used", "images", "classes", "image_size", "parameters", "steps", "curriculum"),
     )
 )
