@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 SPREAD, CHANCE, CONTRAST = "mask/spread", "/chance", "/contrast"  # figures, and the ends of a learner's
+BAD_SCORES = "/bad_scores"  # the end of a strategy's: how many of its scores were not finite, in a step where some were
 # Over how many steps a figure is averaged: one batch of 8 images says little, and 50 of them end within a minute.
 WINDOW = 50
 # Until then nothing is judged: the learning rate is still rising, and every masker starts undecided.
@@ -38,6 +39,19 @@ def spread(hidden: Tensor) -> Tensor:
     share = values.mean()
     possible = share * (1 - share)
     return torch.where(possible > 0, values.var(dim=0).mean() / possible.clamp(min=1e-12), 1.0)
+
+
+def not_finite(figures: Mapping[str, float]) -> str:
+    """What was not finite in a step, in words: scores by the strategy that gave them, and then figures by name."""
+    bad = {name.removesuffix(BAD_SCORES): n for name, n in figures.items() if name.endswith(BAD_SCORES) and n > 0}
+    # What a composite makes of its parts' scores is their fault.
+    branches = {who: who.partition("/")[1:] for who in bad}
+    told = [
+        f"{count:g} scores of strategy '{who}' are not finite"
+        for who, count in bad.items()
+        if not any("".join(other).startswith("".join(branches[who]) + "/") for other in branches.values())
+    ]
+    return ", ".join([*told, *(f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value))])
 
 
 @attrs.frozen

@@ -53,6 +53,11 @@ def owner_of(thing: Any) -> str:
     return f"{owner} ({Path(file).name}:{line})" if file else owner
 
 
+def titled(kind: str, thing: Any) -> str:
+    """A plugin's object by kind, name and origin: "strategy 'dark' (maskzoo-dark 0.1 (maskzoo_dark.py:12))"."""
+    return f"{kind} '{thing.name}' ({owner_of(thing)})"
+
+
 def at_fault(problem: BaseException) -> str | None:
     """Where in another distribution's plugin something was raised: "maskzoo-dark 0.1 (maskzoo_dark.py:14)".
 

@@ -92,7 +92,9 @@ class Gallery:
             # The same images in every process, so the same masks: this is the whole batch, no share of it.
             context = attrs.evolve(look(session, self.batch.to(session.device)), share=0, shares=1)
             mask = session.strategy.mask(context)
+            context.guard.refuse_changed("strategy", session.strategy)
             picture = session.objective.picture(context.images, mask)
+            context.guard.refuse_changed("objective", session.objective)
         images = self._restored(context.images)
         rebuilt, self.note = (None, "") if picture is None else picture
         backbone = session.objective.backbone

@@ -338,6 +338,8 @@ def look(images: Tensor, players: Players, wish: Wish) -> list[Column]:
         if obeys:
             dials = f"factor {signed(context.factor)}\n{dials}"
         moments.append((f"{progress:.0%} of training", dials, players.strategy.mask(context)))
+        context.guard.refuse_bad_scores()
+        context.guard.refuse_changed("strategy", players.strategy)
     _, dials, first = moments[0]
     still = all(other == dials and torch.equal(mask.hidden, first.hidden) for _, other, mask in moments)
     if still and players.strategy.learners():

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from maskzoo import processes
+from maskzoo.blame import titled
 from maskzoo.errors import ContractError
+from maskzoo.guard import Guard
 from maskzoo.mask import Mask
 from maskzoo.metrics import Metric
 from maskzoo.seeds import stream
@@ -76,9 +78,14 @@ def _asking_for_the_step(make: Callable[Given, Made]) -> Callable[Given, Made]:
     return made
 
 
+def _guard_of(context: MaskingContext) -> Guard:
+    extras = {f"extras['{name}']": values for name, values in context.extras.items()}
+    return Guard.over({"images": context.images, "labels": context.labels, "index": context.index, **extras})
+
+
 @attrs.frozen(eq=False)
 class MaskingContext:
-    """What a strategy may look at when it chooses the patches of one batch."""
+    """What a strategy may look at when it chooses the patches of one batch, and must leave as it is."""
 
     images: Tensor  # [B, C, *size], float32, normalised
     labels: Tensor | None  # [B] int64
@@ -98,6 +105,7 @@ class MaskingContext:
     least_shown: int = 0
     share: int = 0  # which of the equal `shares` of the global batch these images are: one a process and micro-batch
     shares: int = 1
+    guard: Guard = attrs.field(default=attrs.Factory(_guard_of, takes_self=True), repr=False)  # shared by all parts
 
     @classmethod
     @_asking_for_the_step
@@ -356,7 +364,8 @@ def checked_scores(strategy: MaskingStrategy, scores: Tensor, context: MaskingCo
     """The scores [B, N] in float32, or ContractError, which names the strategy that made them.
 
     Half precision is cast, since a network gives it under autocast. float64 and integers are refused: they would lose
-    digits, and with them the ranking, without a word. So is a tensor on another device than the images.
+    digits, and with them the ranking, without a word. So is a tensor on another device than the images. Scores that
+    are NaN or infinite are counted, and the step is then not taken. Raises too if an input was changed in place.
     """
     return _checked(strategy, "scores", scores, context)
 
@@ -364,17 +373,19 @@ def checked_scores(strategy: MaskingStrategy, scores: Tensor, context: MaskingCo
 def _checked(strategy: MaskingStrategy, what: str, scores: object, context: MaskingContext) -> Tensor:
     """`checked_scores`, for anything that a strategy's method called `what` may have returned."""
     expected, device = [context.images.shape[0], context.patches], context.images.device
+    context.guard.refuse_changed("strategy", strategy)
     if isinstance(scores, Tensor):
         if scores.dtype in HALF_PRECISION:
             scores = scores.to(torch.float32)
         if list(scores.shape) == expected and scores.dtype == torch.float32 and scores.device == device:
+            context.guard.count(f"{strategy.name}{context.branch}", scores)
             return scores
         given = f"{scores.dtype} {list(scores.shape)} on {scores.device}"
     else:
         given = f"of type {type(scores).__name__}"
     raise ContractError(
-        f"strategy '{strategy.name}' ({type(strategy).__module__}) gave {what} {given}; the contract is float32 "
-        f"{expected} on {device}, one score for each mask unit (half precision is cast)"
+        f"{titled('strategy', strategy)} gave {what} {given}; the contract is float32 {expected} on {device}, one "
+        "score for each mask unit (half precision is cast)"
     )
 
 

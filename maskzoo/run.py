@@ -14,7 +14,7 @@ import attrs
 from rich.console import Console
 
 from maskzoo import checkpoint, processes
-from maskzoo.alarms import Alarms
+from maskzoo.alarms import Alarms, not_finite
 from maskzoo.build import build
 from maskzoo.data.batches import batches, loader_trouble, steps_in_epoch
 from maskzoo.data.whole import usual_workers
@@ -278,7 +278,7 @@ def _report_skipped(
 ) -> None:
     """Say that a step was skipped, or that it was one too many."""
     last = int(figures["step"])
-    bad = ", ".join(f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value))
+    bad = not_finite(figures)
     if skipped <= most:
         if skipped == 1:
             still = "the masker has not moved" if finite(figures, MODEL_FIGURES) else "nothing has moved"

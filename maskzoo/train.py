@@ -8,8 +8,9 @@ learns), and then, if all was finite, the teacher follows. `train` yields figure
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,7 +18,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from maskzoo.alarms import spread
+from maskzoo.alarms import BAD_SCORES, spread
 from maskzoo.engine import Engine, Mover, average_statistics, exchanging, refuse_unused
 from maskzoo.errors import ContractError
 from maskzoo.mask import Mask
@@ -65,6 +66,11 @@ class Session:
         return self.step / max(1, self.steps - 1)
 
     @property
+    def learners_move(self) -> bool:
+        """Whether those that learn by a step of their own take one now."""
+        return self.strategy_mover is not None and self.step % self.strategy_every == 0
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images that the backbone takes."""
         grid, patch = self.objective.backbone.grid, self.objective.backbone.patch_size
@@ -79,9 +85,10 @@ class Session:
 def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, float]]:
     """Train on the batches, `accumulate` of them a step, from the session's step on; yield the figures of each step.
 
-    Where the loss or gradient of the model's step is not finite nobody moves, where that of a strategy's is not, the
-    strategy does not; the figure `skipped` is then 1. All figures are means over the processes. Ends early where any
-    process has `stop_asked`. Seeds torch's global generator anew for each batch.
+    Where the loss or gradient of the model's step is not finite, or a score of the mask, nothing moves; where that of a
+    strategy's step is not, the strategy does not; the figure `skipped` is then 1. All figures are means over the
+    processes. Ends early where any process has `stop_asked`. Seeds torch's global generator anew for each batch.
+    Raises ContractError where a plugin has changed a batch in place.
     """
     engine = session.engine
     model_step = engine.root(ModelStep(session.objective, session.strategy))
@@ -97,14 +104,16 @@ def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, floa
         lr = session.mover.set_lr(session.lr(now.progress) * session.lr_factor)
         before = Buffers(session.objective)
         made = move_model(session, model_step, contexts, figures)
-        if session.strategy_mover is not None and session.step % session.strategy_every == 0:
+        if session.strategy_mover is not None and session.learners_move:
             session.strategy_mover.set_lr(session.strategy_lr(now.progress) * session.lr_factor)
             move_learners(session, learner_steps, contexts, figures)
 
         # The one moment of a step at which we wait for the device, and for the other processes.
         asked = torch.full((), float(session.stop_asked), device=engine.device)
-        known = engine.fetched({**figures.means(), "stop asked": asked})
+        bad = bad_scores(contexts)
+        known = engine.fetched({**figures.means(), **bad, "stop asked": asked})
         session.stopping = known.pop("stop asked") > 0
+        known = {name: value for name, value in known.items() if name not in bad or value}  # seldom there
         if finite(known, MODEL_FIGURES):
             average_statistics(session.objective)  # type: ignore[arg-type]  # a module
             follow(session, now.progress, made)
@@ -125,7 +134,7 @@ def move_model(
     """The model's step: hide patches, rebuild, go down; what was made of each micro-batch, without its graph."""
     made = []
     for context in contexts:
-        _seed(context, "model")
+        seed_draws(context, "model")
         with exchanging(model_step, now=context is contexts[-1]):
             with session.engine.autocast():
                 mask, outcome, loss, terms = model_step(context)
@@ -137,7 +146,7 @@ def move_model(
             made.append((context, detached(mask), detached(outcome)))  # kept until it is known that the step was taken
         del mask, outcome, loss  # their memory is wanted by what follows
     refuse_unused(model_step)
-    figures.add({"grad_norm": session.mover.move(figures.mean("loss"))})
+    figures.add({"grad_norm": session.mover.move(figures.mean("loss") + doubt(contexts))})
     return made
 
 
@@ -152,7 +161,7 @@ def move_learners(
     losses, moved = [], set()
     with unchanged(session.objective):
         for context in contexts:
-            _seed(context, "strategy")
+            seed_draws(context, "strategy")
             for learner, seen in session.strategy.active(context):
                 if learner not in learner_steps:
                     continue  # a composite may be on a part that does not learn: nothing is spent on it
@@ -169,7 +178,7 @@ def move_learners(
         for root in moved:
             refuse_unused(root)
         # Not finite where the model's step was not: then its masker rests as well.
-        sound = torch.stack(losses).sum() + 0 * figures.mean("grad_norm")
+        sound = torch.stack(losses).sum() + 0 * figures.mean("grad_norm") + doubt(contexts)
         figures.add({"strategy_grad_norm": session.strategy_mover.move(sound)})
 
 
@@ -181,6 +190,7 @@ def follow(session: Session, progress: float, made: Sequence[tuple[MaskingContex
     for context, mask, outcome in made:
         for strategy, seen in session.strategy.active(context):
             strategy.after_step(seen, mask, outcome)
+            seen.guard.refuse_changed("strategy", strategy)
 
 
 def look(session: Session, batch: Batch, place: int = 0) -> MaskingContext:
@@ -221,12 +231,14 @@ class ModelStep(nn.Module):
             for learner in strategy.learners()
             if learner.learning == "joint"
         )
-        self.hide, self.active = strategy.mask, strategy.active
+        self.hide: Callable[[MaskingContext], Mask] = partial(chosen, strategy, strategy.mask)
+        self.active = strategy.active
 
     def forward(self, context: MaskingContext) -> tuple[Mask, Outcome, Tensor, dict[str, Tensor]]:
         """The mask, the outcome, the loss [] to go down on, and figures for the log."""
         mask = self.hide(context)
         outcome = self.objective(context.images, mask, context.labels, context.teacher)
+        context.guard.refuse_changed("objective", self.objective)
         figures = {"loss": outcome.loss.detach(), **outcome.metrics}
         hidden = gather(mask.hidden.byte())  # [B * world, N]
         if len(hidden) > 1:
@@ -249,8 +261,9 @@ class LearnerStep(nn.Module):
 
     def forward(self, context: MaskingContext) -> tuple[Tensor, dict[str, Tensor]]:
         """The learner's loss [], and figures for the log."""
-        mask = self.learner.soft_mask(context)
+        mask = chosen(self.learner, self.learner.soft_mask, context)
         outcome = context.student(context.images, mask, context.labels, context.teacher)
+        context.guard.refuse_changed("objective", context.student)
         loss, figures = judged(self.learner, context, mask, outcome)
         chances = mask.weights.detach()  # [B, N], of hiding
         own = f"{self.learner.name}{context.branch}"
@@ -262,14 +275,39 @@ def alternate_learners(strategy: MaskingStrategy) -> list[MaskingStrategy]:
     return [learner for learner in strategy.learners() if learner.learning == "alternate"]
 
 
+def chosen(strategy: MaskingStrategy, choose: Callable[[MaskingContext], Mask], context: MaskingContext) -> Mask:
+    """The mask that a strategy chooses by its `choose`; that of one with a way of its own is watched as any other."""
+    mask = choose(context)
+    context.guard.refuse_changed("strategy", strategy)
+    if mask.scores is not None and getattr(choose, "__func__", None) not in (Strategy.mask, Strategy.soft_mask):
+        context.guard.count(f"{strategy.name}{context.branch}", mask.scores)
+    return mask
+
+
 def judged(
     learner: MaskingStrategy, context: MaskingContext, mask: Mask, outcome: Outcome
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A learner's loss [], and its terms for the log under the learner's name (and place, in a composite)."""
     outcome = attrs.evolve(outcome, metrics={})  # the objective's own figures are not the learner's
     loss = learner.loss(context, mask, outcome)
+    context.guard.refuse_changed("strategy", learner)
     terms = {**outcome.metrics, "loss": loss.detach()}
     return loss, {f"{learner.name}{context.branch}/{name}": value for name, value in terms.items()}
+
+
+def bad_scores(contexts: Sequence[MaskingContext]) -> dict[str, Tensor]:
+    """How many scores of each strategy were not finite in a step, of all processes, as figures that are means."""
+    figures: dict[str, Tensor] = {}
+    for context in contexts:
+        for who, count in context.guard.bad_scores.items():
+            name = f"{who}{BAD_SCORES}"
+            figures[name] = figures.get(name, 0) + count * world()
+    return figures
+
+
+def doubt(contexts: Sequence[MaskingContext]) -> Tensor:
+    """What makes a loss of what is not finite: 0 [] where all scores of a step were, else NaN."""
+    return torch.stack([context.guard.doubt() for context in contexts]).sum()
 
 
 class Buffers:
@@ -339,6 +377,6 @@ def detached(made: Any) -> Any:
     return attrs.evolve(made, **{name: free(value) for name, value in attrs.asdict(made, recurse=False).items()})
 
 
-def _seed(context: MaskingContext, whose: str) -> None:
+def seed_draws(context: MaskingContext, whose: str) -> None:
     """Drop path and dropout draw from the global generator; seeded by step and share, a resumed run draws the same."""
     torch.manual_seed(stream_seed(context.seed, "dropout", context.step, context.share, whose))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import attrs
 import torch
 from torch import Tensor
 
-from maskzoo import Mask, MaskingContext, RankedStrategy, define, hookimpl, rounded_down
+from maskzoo import Mask, MaskingContext, RankedStrategy, checked_scores, define, hookimpl, rounded_down
 
 
 @define
@@ -47,12 +46,12 @@ class AttMask(RankedStrategy):
         revealed = rounded_down(self.hints * context.ratio * context.patches)
         if revealed == 0 or context.factor >= 0:  # hints soften an adversary; a neutral stays uniform
             return super().scores(context)
-        attention = self.hardness(context)
+        attention = checked_scores(self, self.hardness(context), context)
         eligible = rounded_down(self.hints * context.patches)
         most = Mask.hide_top(attention, eligible, ties=context.noise(name="hint ties"))
         drawn = Mask.hide_top(context.noise(name="hints") + most.hidden, revealed)
         # Out of the ranking, so that the next in rank are hidden in their place, and below all noise.
-        scores = self.ranked(context, attention.masked_fill(drawn.hidden, -math.inf))
+        scores = self.ranked(context, attention.masked_fill(drawn.hidden, torch.finfo(torch.float32).min))
         return scores.masked_fill(drawn.hidden, -1.0)
 
 

@@ -2,8 +2,8 @@
 
 The one argument is JSON: a case, or several by name. A case is a recipe's sections, `strategy`, `do` (how many steps),
 and, where wanted, `folder` (save a checkpoint there at the end), `resume` (a checkpoint to go on from), `poison`
-(the process in which a block gives NaN; then the case prints what is blamed), and `statistics` (print how far apart the
-running averages of BatchNorms are).
+(the process in which a block gives NaN; then the case prints what is blamed), `bad_scores` (the process in which the
+scores of the second step are NaN), and `statistics` (print how far apart the running averages of BatchNorms are).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def figures_of(case: dict[str, Any]) -> list[dict[str, Any]]:
     case = dict(case)
     strategy, steps = case.pop("strategy"), case.pop("do")
     folder, resume, poison = (case.pop(name, None) for name in ("folder", "resume", "poison"))
+    bad_scores = case.pop("bad_scores", None)
     statistics = case.pop("statistics", False)
     recipe = tiny_recipe(strategy, **case)
     dataset = noise_images(64)
@@ -52,6 +53,8 @@ def figures_of(case: dict[str, Any]) -> list[dict[str, Any]]:
     )
     if poison is not None:
         return [{"culprit": culprit(session, poison, next(source))}]
+    if bad_scores == processes.rank():
+        spoil_scores(session.strategy)
     figures = list(itertools.islice(train(session, source), steps))
     if statistics:
         means = [part.running_mean for part in session.objective.modules() if isinstance(part, torch.nn.BatchNorm2d)]
@@ -60,6 +63,11 @@ def figures_of(case: dict[str, Any]) -> list[dict[str, Any]]:
     if folder is not None:
         checkpoint.save(session, Path(folder))
     return figures
+
+
+def spoil_scores(strategy: Any) -> None:
+    scores = strategy.scores
+    strategy.scores = lambda context: scores(context) * (math.nan if context.step == 1 else 1.0)
 
 
 def culprit(session: Session, poison: int, batch: Batch) -> str:

@@ -21,7 +21,7 @@ PLUGINS = sorted((ROOT / "plugins").glob("*.py"))
 # A module may import from its own level and from those before it.
 LEVELS = (
     {"mask", "errors", "seeds", "alarms", "processes", "plain", "memory", "signals", "marks", "records", "metrics"},
-    {"terminal", "blame", "words"},
+    {"terminal", "blame", "words", "guard"},
     {"protocols"},
     {"hookspecs"},
     {"registry", "offers"},

@@ -52,6 +52,12 @@ NORMED = {
 }
 POISONED = {f"poisoned {parallel}": {**case("clmae", parallel=parallel), "poison": 1} for parallel in ("ddp", "fsdp2")}
 
+BAD_SCORES = {
+    f"bad scores {strategy} {parallel}": {**case(strategy, parallel=parallel), "bad_scores": 1}
+    for strategy in ("random", "clmae")
+    for parallel in ("ddp", "fsdp2")
+}
+
 
 def torchrun(cases: dict, processes: int = 2) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -61,7 +67,7 @@ def torchrun(cases: dict, processes: int = 2) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def together() -> dict[str, list[dict[str, float]]]:
-    done = torchrun({**CASES, **POISONED, **NORMED})
+    done = torchrun({**CASES, **POISONED, **NORMED, **BAD_SCORES})
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -110,6 +116,16 @@ def test_the_running_averages_of_all_processes_are_the_same(name: str, together)
     (found,) = together[name]
     assert found["moved"] > 0
     assert found["apart"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BAD_SCORES)
+def test_bad_scores_in_one_process_keep_all_of_them_where_they_are(name: str, together):
+    figures = together[name]
+    strategy = name.split()[2]
+    assert [step["skipped"] for step in figures] == [0, 1, 0, 0]
+    assert figures[1][f"{strategy}/bad_scores"] > 0
+    assert not any(f"{strategy}/bad_scores" in step for step in (figures[0], *figures[2:]))
 
 
 @pytest.mark.slow
