@@ -115,7 +115,9 @@ def _run(
             folder.describe(session, registry, facts(session, dataset, registry))
         console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
         if resumed:
-            console.print(f"resumed at step {session.step} of {session.steps}", highlight=False)
+            moment = f"step {session.step} of {session.steps}"
+            finished = session.step == session.steps and "after" in folder.evaluation()
+            console.print(f"already finished at {moment}" if finished else f"resumed at {moment}", highlight=False)
 
         encoder = WholeImages(
             session.objective.backbone,

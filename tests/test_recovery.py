@@ -174,7 +174,9 @@ def test_a_job_that_resumes_until_it_is_done_needs_to_know_nothing(tmp_path: Pat
         codes.append(process.wait().code)
     assert set(codes[:-1]) == {75}
     before = contents(out)
-    assert programs.train(recipe, "--out", out, "--resume").code == 0
+    said = programs.train(recipe, "--out", out, "--resume").words
+    assert "already finished at step 60 of 60" in said
+    assert "left" not in said
     assert contents(out) == before
     programs.train(recipe, "--out", tmp_path / "whole")
     assert_same_run(tmp_path / "whole", out)
