@@ -52,6 +52,11 @@ class Composite(Strategy):
         for position, part in enumerate(self.members):
             if getattr(type(part.strategy), "scores", None) in (None, Strategy.scores):
                 raise ValueError(f"parts: [{position}] '{part.strategy.name}' has no scores, so it cannot be combined")
+            if getattr(type(part.strategy), "mask", None) is not Strategy.mask:
+                raise ValueError(
+                    f"parts: [{position}] '{part.strategy.name}' has a mask() of its own, which '{self.name}' would "
+                    "pass over, since it combines scores; use it alone, or let its scores() say what it hides"
+                )
         learning = {learner.learning for learner in self.learners()}
         following = [part.strategy.default_curriculum for part in self.members if part.curriculum is None]
         # A composite is what its parts make it, so what other classes declare is here said of the instance.
@@ -64,6 +69,15 @@ class Composite(Strategy):
 
     def check(self) -> None:
         """Refuse options that do not fit the parts, with a ValueError."""
+
+    def refuse_joint(self, reason: str) -> None:
+        """Refuse learners whose loss joins the model's, where the mask's scores are not one part's alone."""
+        joint = [learner.name for learner in self.learners() if learner.learning == "joint"]
+        if joint and len(self.parts) > 1:
+            raise ValueError(
+                f"parts: '{joint[0]}' learns jointly with the model, by the scores of the mask, but in '{self.name}' "
+                f"{reason}; use it alone, or as a part of a switch"
+            )
 
     def setup(self, objective: Objective) -> None:
         """Set up every part."""
@@ -135,7 +149,8 @@ class Mix(Composite):
     weights: list[CurriculumSchedule] | None = None  # None: all alike; they need not sum to one
 
     def check(self) -> None:
-        """As many weights as parts."""
+        """As many weights as parts, and no learner that would be given other parts' scores as its own."""
+        self.refuse_joint("those of an image may be another part's")
         if self.weights is not None and len(self.weights) != len(self.parts):
             raise ValueError(f"weights: there are {len(self.parts)} parts, but {len(self.weights)} weights")
 
@@ -172,9 +187,7 @@ class Union(Composite):
 
     def check(self) -> None:
         """No learners that need a gradient through the ranks."""
-        joint = [learner.name for learner in self.learners() if learner.learning == "joint"]
-        if joint:
-            raise ValueError(f"parts: '{joint[0]}' learns from its scores' gradient, which a union of ranks has not")
+        self.refuse_joint("those are ranks, which have no gradient")
 
     def combine(self, context: MaskingContext, scores: Mapping[int, Tensor]) -> Tensor:
         """For each patch its best rank in any part; scores of different parts have no common scale."""
