@@ -87,17 +87,22 @@ def _entry(citation: Citation, keys: list[str]) -> str:
     while key in keys:
         key, number = f"{word}{year[0] if year else ''}-{number}", number + 1
     keys.append(key)
+    eprint = {"eprint": citation.arxiv, "archiveprefix": "arXiv"} if citation.arxiv else {}
     if not comma or len(parts) < 2:
-        fields = {"note": escaped(citation.text)}
-    else:
-        venue = " ".join(part.strip(" ,") for part in parts[1:] if part.strip(" ,"))
-        fields = {
-            "author": escaped(re.sub(r"\s+et al\.?$", " and others", author)),
-            "title": f"{{{escaped(title)}}}",
-            "year": year[0] if year else "",
-            "note": escaped(venue),
-            "eprint": citation.arxiv,
-            "archiveprefix": "arXiv" if citation.arxiv else "",
-        }
+        return _written("misc", key, {"note": escaped(citation.text), **eprint})
+    venue = " ".join(part.strip(" ,") for part in parts[1:] if part.strip(" ,"))
+    where = re.sub(r"\s*\b(?:19|20)\d\d$", "", venue)
+    fields = {
+        "author": escaped(re.sub(r"\s+et al\.?$", " and others", author)),
+        "title": f"{{{escaped(title)}}}",
+        "booktitle": escaped(where),
+        "year": year[0] if year else "",
+        "note": f"arXiv:{citation.arxiv}" if citation.arxiv else "",
+        **eprint,
+    }
+    return _written("inproceedings" if where else "misc", key, fields)
+
+
+def _written(kind: str, key: str, fields: Mapping[str, str]) -> str:
     lines = [f"  {name} = {{{value}}},\n" for name, value in fields.items() if value]
-    return f"@misc{{{key},\n{''.join(lines)}}}\n"
+    return f"@{kind}{{{key},\n{''.join(lines)}}}\n"

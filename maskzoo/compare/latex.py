@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+import attrs
+
 from maskzoo.compare.cells import Comparison, signed
 from maskzoo.compare.facts import shared
 from maskzoo.compare.findings import LEAST_PAIRS, verdict
@@ -95,9 +97,10 @@ def _float(comparison: Comparison, scores: Sequence[str], number: int) -> str:
 
 def _group(comparison: Comparison, columns: Sequence[Column]) -> list[list[str]]:
     """The means of a score, and the differences with a star where the test supports that a cell is better."""
-    means = [_latex_entry(entry) for entry in columns[0].entries]
     score = columns[0].score
     tests, better = comparison.differences(score), comparison.better(score)
+    enough = all(test.pairs >= LEAST_PAIRS for test in tests.values())
+    means = [_latex_entry(attrs.evolve(entry, bold=entry.bold and enough)) for entry in columns[0].entries]
     if len(comparison.cells) == 1:
         return [means]
     factor, decimals, _ = comparison.unit(score)
@@ -159,10 +162,12 @@ def _subject(comparison: Comparison) -> str:
     run = comparison.cell(comparison.baseline).first
     facts = dict(shared(comparison))
     backbone = str(run.keys.get("backbone.timm") or run.keys.get("backbone.use") or run.keys.get("backbone", "?"))
-    epochs = facts.get("epochs", "")
     words = f"{backbone} trained on '{data_name(run.recipe.get('data', '?'))}'"
-    if epochs and not epochs.startswith("differs"):
-        words += f" for {epochs.split(' ')[0]} {'epoch' if epochs.split(' ')[0] == '1' else 'epochs'}"
+    epochs, steps = (facts.get(name, "").split(" ")[0] for name in ("epochs", "optimizer steps"))
+    if re.fullmatch(r"[1-9][\d.]*", epochs):
+        words += f" for {epochs} {'epoch' if epochs == '1' else 'epochs'}"
+    elif re.fullmatch(r"[\d,]+", steps):
+        words += f" for {steps} {'step' if steps == '1' else 'steps'}"
     objective = run.keys.get("objective.use") or run.keys.get("objective")
     return f"{words} (objective: {objective})." if objective else f"{words}."
 
