@@ -25,7 +25,7 @@ from maskzoo.defaults import settled
 from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, RecipeError
 from maskzoo.matrix import unmet
-from maskzoo.plain import rooted
+from maskzoo.plain import quoted, rooted
 from maskzoo.processes import world
 from maskzoo.protocols import (
     Backbone,
@@ -43,6 +43,15 @@ from maskzoo.train import Session
 from maskzoo.weights import load_weights
 
 MOST_POINTS = 20_001
+ELSEWHERE = {  # options of timm's create_optimizer_v2 that are keys of the recipe, or without effect on groups
+    "opt": "it is `use`",
+    "lr": "it is `lr`",
+    "weight_decay": "it is `weight_decay`; here it would have no effect",
+    "layer_decay": "it is `layer_decay`",
+    **dict.fromkeys(("layer_decay_min_scale", "layer_decay_no_opt_scale"), "layers differ by `layer_decay` alone"),
+    **dict.fromkeys(("filter_bias_and_bn", "param_group_fn"), "vectors and biases are never decayed"),
+    **dict.fromkeys(("model_or_params", "params"), "all of the model's parameters are moved"),
+}
 FUSED = ("adam", "adamw")  # torch's own, of which all parameters are moved in one go
 FIRST_SCALE = 2.0**14  # of an fp16 loss; torch's 2 ** 16 overflows in the first steps of most runs
 
@@ -324,6 +333,8 @@ def make_optimizer(
     """One of timm's optimizers over the modules' trained parameters; no decay on vectors and biases."""
     groups = [group for module in modules for group in parameter_groups(recipe, module, path, backbone)]
     options = dict(recipe.options)
+    for name in ELSEWHERE.keys() & options.keys():
+        raise RecipeError(f"{path}.options: {name} cannot be given here; {ELSEWHERE[name]}")
     known = list_optimizers()
     if recipe.use not in known:
         raise RecipeError(f"{path}.use: no optimizer named '{recipe.use}'; {nearest(recipe.use, known)}")
@@ -335,8 +346,9 @@ def make_optimizer(
         options.setdefault("fused", True)
     try:
         return create_optimizer_v2(groups, opt=recipe.use, lr=0.0, **options)  # type: ignore[no-any-return]
-    except (ValueError, TypeError, AssertionError, KeyError) as problem:
-        raise RecipeError(f"{path}.options: {recipe.use} refuses them: {problem}") from problem
+    except Exception as problem:  # nearly anything: a hundred optimizers check their options in a hundred ways
+        words = " ".join(str(problem).split()) or type(problem).__name__
+        raise RecipeError(f"{path}.options: {recipe.use} refuses {quoted(options)}: {words}") from problem
 
 
 def parameter_groups(recipe: OptimizerRecipe, module: Any, path: str, backbone: Any | None) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import sys
@@ -50,12 +51,14 @@ def load_weights(backbone: Backbone, path: Path, key: str = "recipe.weights") ->
 
 def _read(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors of a backbone by name, read by code that runs nothing of the file's."""
-    if (path / "checkpoints").is_dir():
+    if re.match(r"\w+:/", str(path)):  # the file system has made one slash of two
+        raise RecipeError(f"{key}: '{path}' is a URL, and nothing is fetched; download the file, and name it here")
+    if os.path.isdir(path / "checkpoints"):
         checkpoints = checkpoint.found(path / "checkpoints")
         if not checkpoints:
             raise RecipeError(f"{key}: the run '{path}' has no checkpoint yet")
         return _of_backbone(checkpoint.newest_good(checkpoints)[1])
-    if not path.exists():
+    if not os.path.exists(path):  # False also for a name that no file can have
         raise RecipeError(f"{key}: there is no '{path}'")
     if path.is_dir() and not (path / "shards").is_dir():
         raise RecipeError(f"{key}: the folder '{path}' is neither a run nor a checkpoint")
@@ -65,7 +68,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 checkpoint.check_sums(archive)
-        state: Mapping[str, Any] = load_state_dict(str(path), use_ema=False)
+        state: Mapping[str, Any] = load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as problem:  # a file that is none fails in as many ways as there are formats
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         if "weights_only" in reason or isinstance(problem, pickle.UnpicklingError):

@@ -385,7 +385,7 @@ def test_initial_weights_are_timms_and_the_mask_token_comes_after_them(case: Cas
 @pytest.mark.parametrize("size", [(24, 32), (32, 32), (48, 48)], ids=str)
 @pytest.mark.parametrize("pooling", ["avg", "token"])
 def test_pretrained_weights_are_brought_to_the_size_and_keep_their_final_norm(
-    size: tuple[int, int], pooling: str, tmp_path: Path
+    size: tuple[int, int], pooling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     name = "beit_base_patch16_224"
     own = timm.create_model(name, img_size=32, patch_size=8, global_pool=pooling, num_classes=5, **TINY).eval()
@@ -393,9 +393,10 @@ def test_pretrained_weights_are_brought_to_the_size_and_keep_their_final_norm(
         for parameter in own.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     torch.save(own.state_dict(), tmp_path / "weights.pth")
-    overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}}
+    create = functools.partial(timm.create_model, pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")})
+    monkeypatch.setattr(timm, "create_model", create)  # nothing is fetched in tests
     backbone = BeitBackbone(
-        timm=name, image_size=size, patch_size=8, pretrained=True, options={**TINY, **overlay, "global_pool": pooling}
+        timm=name, image_size=size, patch_size=8, pretrained=True, options={**TINY, "global_pool": pooling}
     ).eval()
     own.set_input_size(img_size=size)
     images = pictures(backbone)

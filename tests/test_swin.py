@@ -352,20 +352,23 @@ def test_the_windows_of_the_padded_case_do_not_divide_what_they_cut():
 
 @pytest.mark.filterwarnings("ignore:.*searchsorted", "ignore:.*non-tuple sequence")
 @pytest.mark.parametrize("case", [SQUARE, OBLONG, PADDED, OBLONG_2, FINE], ids=str)
-def test_pretrained_weights_are_brought_to_the_size_by_timm(case: Case, tmp_path: Path):
+def test_pretrained_weights_are_brought_to_the_size_by_timm(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     options = {name: value for name, value in case.options.items() if name != "patch_size"}
     own = timm.create_model(case.timm, **{**TINY, **options}).eval()
     with torch.no_grad():
         for parameter in own.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     torch.save(own.state_dict(), tmp_path / "weights.pth")
-    overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}}
+    create = functools.partial(timm.create_model, pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")})
+    monkeypatch.setattr(timm, "create_model", create)  # nothing is fetched in tests
     backbone = SwinBackbone(
         timm=case.timm,
         image_size=case.size,
         window_size=case.window,
         pretrained=True,
-        options={**TINY, **case.options, **overlay},
+        options={**TINY, **case.options},
     ).eval()
     own.set_input_size(img_size=case.size, patch_size=case.options.get("patch_size"), window_size=case.window)
     images = pictures(backbone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 from maskzoo.errors import RecipeError
@@ -29,6 +30,12 @@ def skeleton(name: str) -> Any:
     import torch
 
     known = timm.list_models()
+    if re.match(r"[\w-]+:", name):  # of timm's: local-dir: reads a folder, hf-hub: fetches what a model is
+        raise RecipeError(
+            f"'{name}' is a place, and a model is named as timm.list_models() names it; give its weights as "
+            "recipe.weights (--weights FOLDER/model.safetensors)",
+            key="timm",
+        )
     if name.split(".")[0] not in known:
         hint = nearest(name, known)
         hint = hint if hint.startswith("did") else "timm.list_models() lists them"

@@ -23,7 +23,22 @@ from maskzoo.protocols import Need, define
 
 LEAST_UNITS = 4  # mask units a side, below which the data's own size is raised
 _FETCHING: ContextVar[bool] = ContextVar("fetching", default=True)  # whether pretrained weights are to be fetched
-NOT_HERE = {"patch_drop_rate": "what is hidden is the mask's business"}  # options of timm that would get in the way
+WEIGHTS = "weights come from `pretrained` of the backbone, or from recipe.weights"
+NOT_HERE = {  # options of timm's create_model that would get in the way, or read, fetch and write what nobody asked for
+    "patch_drop_rate": "what is hidden is the mask's business",
+    **dict.fromkeys(("checkpoint_path", "weights_only", "state_dict", "custom_load", "file", "url"), WEIGHTS),
+    **dict.fromkeys(("hf_hub_id", "hf_hub_filename", "source", "cache_dir"), WEIGHTS),
+    **dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"), WEIGHTS),
+    **dict.fromkeys(("pretrained_filter_fn", "pretrained_model_args"), WEIGHTS),
+    "model_name": "the model's name is `timm`",
+    "in_chans": "the number of channels is `channels`",
+    "num_classes": "classifiers belong to objectives and evaluators",
+    "drop_path_rate": "it is `drop_path`",
+    "device": "it is recipe.train.device",
+    "dtype": "it is recipe.train.precision",
+    **dict.fromkeys(("features_only", "feature_cfg", "feature_cls", "out_indices"), "an encoder is used whole"),
+    **dict.fromkeys(("scriptable", "exportable", "no_jit", "model_cfg", "kwargs_filter"), "it changes no training"),
+}
 
 
 @define
@@ -95,11 +110,12 @@ class TimmBackbone(nn.Module):
 
     def _create(self, refused: Mapping[str, str] = NOT_HERE, **arguments: Any) -> Any:
         """The timm model, without a classifier; what timm finds wrong is said as an error of `options`."""
-        for name, instead in refused.items():
-            if name in self.options:
+        for name in self.options:
+            instead = refused.get(name, WEIGHTS if name.startswith("pretrained") else "")
+            if name in arguments:
+                instead = instead or "it follows from the backbone's other keys"
+            if instead:
                 raise RecipeError(f"{name} cannot be given here; {instead}", key="options")
-        for name in arguments.keys() & self.options.keys():
-            raise RecipeError(f"{name} cannot be given here; it follows from the backbone's other keys", key="options")
         arguments = {**arguments, **self.options}
         create = functools.partial(
             timm.create_model,

@@ -363,12 +363,20 @@ def _submit(
             occupied = [job for job in occupied if held(job)]
     except (TypeError, NameError, ValueError, RuntimeError) as problem:
         raise RecipeError(f"--launcher submitit: {problem}") from problem
-    problems = [(job, one.exception()) for job, one in sent.items() if not job.done]
-    return [_failed(job, _reason(problem)) for job, problem in problems]
+    # What a run left says whether it is done, and its log why not: submitit's own results are pickles in that folder.
+    return [_failed(job, _reason(_log_of(one))) for job, one in sent.items() if not job.done]
 
 
-def _reason(problem: BaseException | None) -> str:
-    """The sentence in what submitit tells of a failed run: the error, before paths and frames."""
-    lines = [line.strip() for line in str(problem or "").splitlines() if line.strip()]
+def _log_of(sent: Any) -> str:
+    """What a run that was sent has written to its log of errors."""
+    try:
+        return Path(sent.paths.stderr).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _reason(log: str) -> str:
+    """The error in the log of a failed run, before paths and frames."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (errors or lines or ["it ended without a word"])[-1].removeprefix("maskzoo.errors.MaskZooError: ")

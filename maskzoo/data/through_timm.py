@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -24,6 +25,16 @@ PACKAGES = {  # what each needs, and how to get it
     "tfds": ("tensorflow_datasets", "tensorflow tensorflow-datasets"),
 }
 HELD_BACK = {"name", "root", "split", "is_training", "batch_size", "seed", "repeats", "input_img_mode", "load_bytes"}
+UNSAFE = {  # of timm's create_dataset, and what would be right
+    "trust_remote_code": "it runs programs of the source; convert such a data set to parquet or to shards",
+    "cache_tarinfo": "it reads and writes pickles among the images; tar files are gone through at each start",
+    "cache_dir": "it is `root`",
+    "loader": "images are decoded here",
+    "transform": "images are augmented here",
+    "target_transform": "labels are numbers",
+    "is_valid_file": "every image counts",
+}
+SCHEMES = ("http", "https", "ftps", "sftp", "scp", "gs", "htgs", "hf", "ais", "s3")  # by which webdataset fetches
 
 
 @define
@@ -55,6 +66,7 @@ class ThroughTimm:
         check_extra(self.source)
         if refused := sorted(HELD_BACK & self.options.keys()):
             raise RecipeError(f"'{refused[0]}' is MaskZoo's to set", key="options")
+        check_options(self.options)
         train, names = self._open(self.train_split, self.train_images)
         self.train: Split = train
         self.test: Split = NoImages()
@@ -82,6 +94,8 @@ class ThroughTimm:
         For test images `known` are those of the training classes: a folder that lacks one would number others anew.
         """
         call: dict[str, Any] = {"name": self.source, "root": self.root, "split": split, **self.options}
+        if self.kind == "wds":
+            check_places(self.root, [split.partition("|")[0]])
         if self.kind in STREAMED:
             if images is not None:
                 call["num_samples"] = images
@@ -94,6 +108,7 @@ class ThroughTimm:
                 call["class_map"] = dict(known)
             if os.path.isfile(self.root):
                 call["cache_tarfiles"] = False  # an open file would be shared, its position too, with each worker
+                call["cache_tarinfo"] = False  # a pickle among the images, which anybody may have put there
         if self.kind in ("", "torch") and self.root is None:
             raise RecipeError("say where the images are", key="root")
         folder = self.root if self.kind == "" and os.path.isdir(self.root or "") else None
@@ -143,6 +158,38 @@ def check_extra(source: str) -> None:
             + (f"'{extra}'" if "[" in extra else extra),
             key="source",
         )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise RecipeError for options that would run or unpickle what lies among the images."""
+    if unsafe := sorted(UNSAFE.keys() & options.keys()):
+        raise RecipeError(f"{unsafe[0]} cannot be given here; {UNSAFE[unsafe[0]]}", key="options")
+    numbers = options.get("class_map")
+    if isinstance(numbers, str) and not numbers.lower().endswith(".txt"):
+        raise RecipeError(
+            f"class_map: '{numbers}' is no text file of one class a line; name such a file (.txt), or give a table of "
+            "numbers. Pickles are not read",
+            key="options",
+        )
+    if numbers is not None and not isinstance(numbers, str | Mapping):
+        raise RecipeError("class_map: expected the name of a text file, or a table of numbers", key="options")
+
+
+def check_places(root: str | None, files: Sequence[str]) -> None:
+    """Raise RecipeError for shards of which webdataset would run a program, or hand a shell's signs to one.
+
+    `pipe:` runs whatever follows; older versions of webdataset fetch all URLs by the command line.
+    """
+    for file in (part for name in files for part in name.split("::")):
+        place = os.path.join(root or "", file).strip()
+        scheme = re.match(r"([A-Za-z][\w+.-]*):", place)
+        if scheme is None or scheme[1].lower() == "file" or (os.name == "nt" and len(scheme[1]) == 1):
+            continue  # a file of this machine
+        if scheme[1].lower() not in SCHEMES or re.search(r"['\"`\\\x00-\x20]", place):
+            raise RecipeError(
+                f"'{place}' is neither a file nor a URL that shards can be fetched from ({', '.join(SCHEMES)})",
+                key="root" if root else "train_split",
+            )
 
 
 def opened(call: Mapping[str, Any]) -> Any:
@@ -258,6 +305,8 @@ class TimmStream:
         self.name, self.channels, self.labelled = call["name"], channels, labelled
         self.dataset = opened({**call, "is_training": True, "input_img_mode": MODES[channels]})
         reader = self.dataset.reader
+        if self.name.lower().startswith("wds/"):  # a list of files beside the shards has been read
+            check_places(call["root"], [str(file) for file in reader.split_info.filenames])
         self.class_numbers = class_numbers(reader)
         self.images = int(reader.num_samples)
         shards = len(reader.split_info.filenames) if self.name.lower().startswith("wds/") else shares
