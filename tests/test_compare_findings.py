@@ -118,6 +118,12 @@ def test_the_untrained_model_says_nothing_where_no_direction_is_declared():
     assert "untrained" not in sentence(found(None, untrained=[0.1, 0.2, 0.3], a=UP))
 
 
+def test_a_cell_of_other_data_is_said_to_be_untested(tmp_path: Path):
+    paths = make_runs(tmp_path, {"random": BASE, "clmae": UP})
+    paths.append(make_run(tmp_path / "other", "block", changes={"data": {"use": "cifar10"}}))
+    assert findings(gather(paths))[0].endswith("; block learned from other data and is not tested.")
+
+
 def test_long_lists_are_counted():
     assert [listed([*"abcdefg"[:count]]) for count in (1, 2, 4, 6)] == [
         "a",

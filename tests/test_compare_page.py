@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 from test_compare import CLEAR, UNCLEAR, Page, make_run, make_runs
 from test_compare_scores import change, entry
 
+from maskzoo.cli import main
 from maskzoo.compare.cells import Comparison, gather
 from maskzoo.compare.citations import bibtex, citations, foreign
 from maskzoo.compare.facts import command, evaluators, shared
@@ -94,6 +96,24 @@ def test_what_is_not_the_same_everywhere_is_said_to_differ(tmp_path: Path):
     for path in paths[1:]:
         with_facts(path)
     assert dict(shared(gather(paths)))["threads"] == "differs: 1; 3"
+
+
+def test_a_page_says_how_it_was_made_with_a_plan_and_without_one(tmp_path: Path):
+    comparison = gather(make_runs(tmp_path, CLEAR))
+    assert "maskzoo compare RUN ... --baseline random" in page(comparison, [])
+    old = page(comparison, [], asked={})  # a plan of an older version
+    assert "maskzoo compare --seeds 0,1,2 --baseline random --equal epochs" in old
+
+
+def test_the_command_takes_scores_and_publishes_the_command_only_when_asked(tmp_path: Path, undrawn: None):
+    run = with_facts(make_run(tmp_path / "a", scores={"knn/top1": 0.1, "linear/top1": 0.2}), host="janes-laptop")
+    for asked in (False, True):
+        arguments = ["compare", str(run), "--out", str(tmp_path / "out"), "--scores", "linear"]
+        done = CliRunner().invoke(main, [*arguments, *(["--with-command"] if asked else [])])
+        assert done.exit_code == 0, done.output
+        assert ("linear/top1" in done.output, "knn/top1" in done.output) == (True, False)
+        kept = (tmp_path / "out" / "sources" / "random-s0" / "environment.json").read_text()
+        assert ("janes-laptop" in kept) is asked
 
 
 @pytest.mark.parametrize("images", [None, [], {"train": "x"}, {"train": 0, "test": 0}, {"test": 1}, "many"])

@@ -46,9 +46,9 @@ class Found:
     sign: str  # "%" for shares, whose differences are in points
     baseline: str
     tests: Mapping[str, Difference]  # each cell less the baseline
-    untrained: Mapping[str, Difference] = attrs.field(
-        factory=dict
-    )  # each cell, the baseline too, less the initial model
+    # Each cell, the baseline too, less the initial model.
+    untrained: Mapping[str, Difference] = attrs.field(factory=dict)
+    elsewhere: Sequence[str] = ()  # cells that learned from other data, which no test compares
 
     def names(self, wanted: Verdict) -> list[str]:
         """The cells of that verdict."""
@@ -83,6 +83,7 @@ def findings(comparison: Comparison) -> list[str]:
 def found_in(comparison: Comparison, score: str) -> Found:
     """The tests of one metric of a comparison."""
     factor, decimals, sign = comparison.unit(score)
+    tests = comparison.differences(score)
     return Found(
         label=comparison.label(score),
         better=comparison.better(score),
@@ -90,8 +91,9 @@ def found_in(comparison: Comparison, score: str) -> Found:
         decimals=decimals,
         sign=sign,
         baseline=comparison.baseline,
-        tests=comparison.differences(score),
+        tests=tests,
         untrained=against_untrained(comparison, score),
+        elsewhere=[cell.name for cell in comparison.trained if cell.name not in {*tests, comparison.baseline}],
     )
 
 
@@ -150,6 +152,9 @@ def _against_baseline(found: Found) -> list[str]:
         clauses.append(f"{listed(few)} {_verb(few, 'has', 'have')} too few seeds to tell")
     if apart:
         clauses.append(f"{listed(apart)} {_verb(apart, 'has', 'have')} no seed in common with {base}")
+    if found.elsewhere:
+        others = f"{listed(found.elsewhere)} learned from other data"
+        clauses.append(f"{others} and {_verb(found.elsewhere, 'is', 'are')} not tested")
     return clauses
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,8 @@ def page(
 ) -> str:
     """The whole report: `drawn` are the figures, `strips` the masks, `sources` the names of the folders in sources/.
 
-    Paths are said from `out`, where the page is to be; `asked` are the options of the plan, if there was one.
+    Paths are said from `out`, where the page is to be; `asked` are the options of the plan, as far as they are known;
+    None where there was no plan.
     """
     first, *others = findings(comparison)
     leading = [figure for figure in drawn if figure.leads]
@@ -114,7 +116,7 @@ def page(
         *_masks(strips),
         *_changes(comparison),
         *_origins(comparison, sources or {}, out),
-        *_again(comparison, asked or {}),
+        *_again(comparison, asked),
         *_references(comparison),
     ]
     return PAGE.format(title=text(_title(comparison)), body="\n".join(part for part in parts if part))
@@ -314,17 +316,17 @@ def _made_by(run: Reading) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _again(comparison: Comparison, asked: Mapping[str, Any]) -> list[str]:
+def _again(comparison: Comparison, asked: Mapping[str, Any] | None) -> list[str]:
     """How the comparison can be done again."""
     if not comparison.trained:
         return []
-    options = {"baseline": comparison.baseline, "equal": comparison.equal} if asked else {}
-    if not asked:
+    if asked is None:
         words = "The report is of runs that were there already:"
-        line = f"maskzoo compare RUN ... --baseline {comparison.baseline}"
+        line = f"maskzoo compare RUN ... --baseline {shlex.quote(comparison.baseline)}"
     else:
         words = "The plan of this comparison, with what all cells share (above) as its recipe:"
-        line = command({**options, **asked})
+        known = {"seeds": ",".join(map(str, comparison.seeds)) + "," * (len(comparison.seeds) == 1)}
+        line = command({**known, **asked, "baseline": comparison.baseline, "equal": comparison.equal})
     return ["<h2>To do it again</h2>", f'<p class="note">{words}</p>', f'<pre class="wrap">{text(line)}</pre>']
 
 

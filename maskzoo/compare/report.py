@@ -68,7 +68,7 @@ def report(
     unknown = unknown_scores(comparison, scores)
     comparison.remarks.extend(f"--scores: nothing was measured by '{name}'; there are {known}" for name in unknown)
     try:
-        _write(out, comparison, asked or {}, scores, with_command=with_command)
+        _write(out, comparison, asked, scores, with_command=with_command)
     except OSError as problem:
         raise MaskZooError(f"the report cannot be written to '{out}': {problem}") from problem
     return comparison
@@ -116,7 +116,9 @@ def tell(comparison: Comparison, out: Path, console: Console, scores: str = "") 
     console.print(f"see {out / 'report.html'}", highlight=False, markup=False)
 
 
-def _write(out: Path, comparison: Comparison, asked: Mapping[str, Any], scores: str, *, with_command: bool) -> None:
+def _write(
+    out: Path, comparison: Comparison, asked: Mapping[str, Any] | None, scores: str, *, with_command: bool
+) -> None:
     from maskzoo.compare.figures import draw_all  # late, for matplotlib takes its time
 
     out.mkdir(parents=True, exist_ok=True)
