@@ -308,6 +308,7 @@ def export(run: Path, to: str, folder: Path) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("comparison"), metavar="FOLDER", show_default=True)
 @click.option("--scores", default="", metavar="NAME,...", help="What table.tex and the terminal show, e.g. knn,linear.")
 @click.option("--with-command", is_flag=True, help="Keep in sources/ also who started each run, where, and how.")
+@click.option("--replace", is_flag=True, help="Replace the report of another comparison in --out.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what it costs, and train nothing.")
 def compare(runs: tuple[Path, ...], recipe: Path | None, settings: tuple[str, ...], **options: Any) -> None:
     """Compare maskers over several seeds: train what is missing, evaluate, and write a report.
@@ -320,21 +321,21 @@ def compare(runs: tuple[Path, ...], recipe: Path | None, settings: tuple[str, ..
     console = Console()
     ours = (
         *("maskers", "vary", "seeds", "baseline", "equal", "jobs", "devices", "launcher", "launch", "out", "dry_run"),
-        *("scores", "with_command"),
+        *("scores", "with_command", "replace"),
     )
     wishes = {name: options.pop(name) for name in ours}
     given = recipe is not None or bool(settings) or any(value is not None for value in options.values())
     typed = _typed(wishes)
     if runs:
-        if given or typed - {"out", "baseline", "scores", "with_command"}:
+        if given or typed - {"out", "baseline", "scores", "with_command", "replace"}:
             raise RecipeError(
-                "with runs that are there go --out and --baseline alone (and --scores, --with-command); say with "
-                "--maskers what is to be trained, or name runs, but not both"
+                "with runs that are there go --out and --baseline alone (and --scores, --with-command, --replace); say "
+                "with --maskers what is to be trained, or name runs, but not both"
             )
         from maskzoo.compare.report import report_on
 
         shown = {name: wishes[name] for name in ("scores", "with_command")}
-        report_on(wishes["out"], runs, wishes["baseline"], console, **shown)
+        report_on(wishes["out"], runs, wishes["baseline"], console, another=wishes["replace"], **shown)
         return
     if options["seed"] is not None:
         raise RecipeError("--seed: a comparison has several; say which with --seeds, e.g. --seeds 5 or --seeds 0,7")

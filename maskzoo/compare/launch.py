@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from maskzoo.compare.plan import Job, Plan
 from maskzoo.compare.readings import read_run
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.options import words_of
-from maskzoo.plain import read_json, replace
+from maskzoo.plain import read_json, write_json
 from maskzoo.recipe import Recipe, put, read
 from maskzoo.registry import Registry
 from maskzoo.run import run
@@ -131,7 +129,9 @@ def locked(out: Path) -> Iterator[None]:
     finally:
         lock.release()
         if new and {path.name for path in out.iterdir()} <= {"lock"}:
-            shutil.rmtree(out)
+            with suppress(OSError):  # somebody has put something there meanwhile
+                (out / "lock").unlink(missing_ok=True)
+                out.rmdir()
 
 
 def held(job: Job) -> bool:
@@ -353,7 +353,7 @@ def _submit(
                     batch = [executor.submit(Errand(command(job))) for job in new]
                 sent |= dict(zip(new, batch, strict=True))
                 known |= {job.folder.name: one.job_id for job, one in zip(new, batch, strict=True)}
-                replace(record, json.dumps(known, indent=2) + "\n")
+                write_json(record, known)
                 words = f"{len(new)} runs were sent to {executor.cluster}; their words are in '{out / 'logs'}'"
                 console.print(words, highlight=False)
             if asked.stop:

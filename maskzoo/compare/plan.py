@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -15,11 +14,12 @@ import attrs
 from rich.table import Table
 
 from maskzoo.build import choose_curriculum, points, refuse_meaningless
+from maskzoo.compare.keeping import GENERATOR, begin, read_plan
 from maskzoo.compare.report import folder_name
 from maskzoo.cost import flops_per_image, shape_of, steps_of
 from maskzoo.defaults import settled
 from maskzoo.errors import DataError, MaskZooError, RecipeError
-from maskzoo.plain import FREE_KEYS, named, read_json, replace, rooted, same_place, shown
+from maskzoo.plain import FREE_KEYS, named, read_json, rooted, same_place, shown, write_json
 from maskzoo.recipe import Recipe, make, parse, plain_of, put, put_beside, read, write
 from maskzoo.registry import Registry, nearest
 
@@ -90,11 +90,13 @@ def plan(
     equal: str = "epochs",
     speed_of: Callable[[str, dict[str, Any]], float] | None = None,
     keep: bool = True,
+    another: bool = False,
 ) -> Plan:
     """The plan from the recipe that all cells share, which is kept in `out` as plan.json and recipes/.
 
     `speed_of` measures the images a second of a cell, given a name for a folder and its recipe; None where that must
-    not be done yet. Raises RecipeError where a cell cannot be trained, or where `out` holds runs of other recipes.
+    not be done yet. Raises RecipeError where a cell cannot be trained, or where `out` holds runs of other recipes or,
+    unless it is to be replaced, `another` comparison.
     """
     recipes = cells(base, maskers, vary)
     first = baseline or next(iter(recipes))
@@ -120,25 +122,22 @@ def plan(
         _refuse_another(job, plain)
     asked = {"maskers": maskers or "", "vary": list(vary), "seeds": seeds}
     made = Plan(out, list(rows.values()), jobs, first, equal, asked)
-    return _kept(made, plains) if keep else made
+    return _kept(made, plains, another=another) if keep else made
 
 
 def planned(out: Path) -> Plan:
     """The plan that is in a folder already. Raises RecipeError where there is none that can be read."""
-    try:
-        held = read_json(out / "plan.json", missing=None)
-        if held is None:
-            raise RecipeError(f"--out: '{out}' holds no plan; say what to compare with --maskers, or name runs")
-        return Plan(
-            out,
-            [Row(**row) for row in held["cells"]],
-            [Job(one["cell"], one["seed"], out / one["recipe"], out / one["run"]) for one in held["runs"]],
-            held["baseline"],
-            held["equal"],
-            asked if isinstance(asked := held.get("asked"), dict) else {},
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise RecipeError(f"'{out / 'plan.json'}' cannot be read: {problem}") from None
+    held = read_plan(out)
+    if held is None:
+        raise RecipeError(f"--out: '{out}' holds no plan; say what to compare with --maskers, or name runs")
+    return Plan(
+        out,
+        [Row(*(cell.get(field.name) for field in attrs.fields(Row))) for cell in held["cells"]],
+        [Job(one["cell"], one["seed"], out / one["recipe"], out / one["run"]) for one in held["runs"]],
+        held["baseline"],
+        held["equal"],
+        asked if isinstance(asked := held.get("asked"), dict) else {},
+    )
 
 
 def cells(base: Mapping[str, Any], maskers: str | None, vary: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -278,9 +277,10 @@ def _refuse_another(job: Job, plain: Mapping[str, Any]) -> None:
         )
 
 
-def _kept(made: Plan, plains: Sequence[Mapping[str, Any]]) -> Plan:
+def _kept(made: Plan, plains: Sequence[Mapping[str, Any]], *, another: bool) -> Plan:
     """The same plan, written down."""
     held = {
+        "generator": GENERATOR,
         "baseline": made.baseline,
         "equal": made.equal,
         "asked": dict(made.asked),
@@ -295,11 +295,10 @@ def _kept(made: Plan, plains: Sequence[Mapping[str, Any]]) -> Plan:
             for job in made.jobs
         ],
     }
+    recipes = {_below(job.recipe, made.out): write(plain) for job, plain in zip(made.jobs, plains, strict=True)}
     try:
-        (made.out / "recipes").mkdir(parents=True, exist_ok=True)
-        for job, plain in zip(made.jobs, plains, strict=True):
-            replace(job.recipe, write(plain))
-        replace(made.out / "plan.json", json.dumps(held, indent=2) + "\n")
+        begin(made.out, recipes, [job.folder for job in made.jobs], another=another)
+        write_json(made.out / "plan.json", held)
     except OSError as problem:
         raise RecipeError(f"--out: '{made.out}' cannot be written to: {problem}") from problem
     return made

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -15,13 +14,14 @@ from rich.text import Text
 
 from maskzoo.compare.cells import UNTRAINED, Comparison, gather
 from maskzoo.compare.citations import bibtex
+from maskzoo.compare.keeping import keep, refuse_foreign
 from maskzoo.compare.latex import latex
 from maskzoo.compare.names import chosen_scores, unknown_scores
 from maskzoo.compare.page import page
 from maskzoo.compare.strips import strips
 from maskzoo.compare.tables import SPREAD, Column, columns, markdown, results_csv, statistics_csv
-from maskzoo.errors import MaskZooError, RecipeError
-from maskzoo.plain import printable
+from maskzoo.errors import MaskZooError
+from maskzoo.plain import json_text, printable, read_bytes
 
 PUBLISHED = frozenset(  # of environment.json; what is not named here may say who somebody is, and stays with the run
     (
@@ -54,13 +54,15 @@ def report(
     asked: Mapping[str, Any] | None = None,
     with_command: bool = False,
     scores: str = "",
+    another: bool = False,
 ) -> Comparison:
     """Compare the runs in these folders and leave the report in `out`; a mapping names the cell of each.
 
     `asked` are the options of the plan, for the page; `with_command` keeps beside each recipe also what was typed, by
     whom and where (it may hold passwords). `scores` chooses those of table.tex; what was never measured is a remark.
 
-    Raises RecipeError where there is nothing to compare, and MaskZooError where `out` cannot be written to.
+    Raises RecipeError where there is nothing to compare or where `out` holds files of somebody else, or another
+    comparison and `another` is not to be replaced, and MaskZooError where `out` cannot be written to.
     """
     comparison = gather(paths, baseline, equal=equal, flops=flops)
     comparison.remarks[:0] = remarks
@@ -68,7 +70,8 @@ def report(
     unknown = unknown_scores(comparison, scores)
     comparison.remarks.extend(f"--scores: nothing was measured by '{name}'; there are {known}" for name in unknown)
     try:
-        _write(out, comparison, asked, scores, with_command=with_command)
+        files = _files(out, comparison, asked, scores, with_command=with_command)
+        keep(out, files, list(paths), another=another)
     except OSError as problem:
         raise MaskZooError(f"the report cannot be written to '{out}': {problem}") from problem
     return comparison
@@ -82,20 +85,12 @@ def report_on(
     *,
     scores: str = "",
     with_command: bool = False,
+    another: bool = False,
 ) -> None:
-    """Report on runs that are there, and say what was found."""
+    """Report on runs that are there, and say what was found; see `report`."""
     refuse_foreign(out)
-    tell(report(out, runs, baseline, scores=scores, with_command=with_command), out, console, scores)
-
-
-def refuse_foreign(out: Path) -> None:
-    """Raise RecipeError where a folder holds something, but no comparison."""
-    if not out.exists():
-        return
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {"no folder"}
-    a_run = {"recipe.toml", "metrics.jsonl"} & names
-    if a_run or not (names <= {"lock", "probes"} or {"plan.json", "report.html"} & names):
-        raise RecipeError(f"--out: '{out}' holds something else already; choose another folder")
+    made = report(out, runs, baseline, scores=scores, with_command=with_command, another=another)
+    tell(made, out, console, scores)
 
 
 def tell(comparison: Comparison, out: Path, console: Console, scores: str = "") -> None:
@@ -116,15 +111,17 @@ def tell(comparison: Comparison, out: Path, console: Console, scores: str = "") 
     console.print(f"see {out / 'report.html'}", highlight=False, markup=False)
 
 
-def _write(
+def _files(
     out: Path, comparison: Comparison, asked: Mapping[str, Any] | None, scores: str, *, with_command: bool
-) -> None:
+) -> dict[str, str | bytes]:
+    """The files of the report, by their names below its folder."""
     from maskzoo.compare.figures import draw_all  # late, for matplotlib takes its time
 
-    out.mkdir(parents=True, exist_ok=True)
     pictures = strips(comparison)  # first, for what cannot be read is a remark
-    sources = _keep_sources(out / "sources", comparison, with_command=with_command)
-    drawn = draw_all(comparison, out / "figures")
+    sources, copies = _sources(comparison, with_command=with_command)
+    with TemporaryDirectory() as folder:
+        drawn = draw_all(comparison, Path(folder))
+        figures = {f"figures/{path.name}": path.read_bytes() for path in sorted(Path(folder).iterdir())}
     texts = {
         "results.csv": results_csv(comparison),
         "statistics.csv": statistics_csv(comparison),
@@ -133,8 +130,7 @@ def _write(
         "references.bib": bibtex(comparison),
         "report.html": page(comparison, drawn, pictures, sources, out, asked),
     }
-    for name, text in texts.items():
-        (out / name).write_text(printable(text), encoding="utf-8")
+    return {**copies, **figures, **{name: printable(text) for name, text in texts.items()}}
 
 
 def folder_name(name: str) -> str:
@@ -142,16 +138,16 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+=@-]+", "-", name).strip("-.")[:80] or "cell"
 
 
-def _keep_sources(folder: Path, comparison: Comparison, *, with_command: bool) -> dict[tuple[str, int], str]:
-    """A copy of what each run was made of: recipe, seed, versions and the distributions of its plugins.
+def _sources(
+    comparison: Comparison, *, with_command: bool
+) -> tuple[dict[tuple[str, int], str], dict[str, str | bytes]]:
+    """What each run was made of: recipe, seed, versions and the distributions of its plugins.
 
-    {(cell, seed): the name of its folder}.
+    {(cell, seed): the name of its folder}, and the files by their names.
     """
-    taken: set[str] = set()
     names: dict[tuple[str, int], str] = {}
-    beside = folder.with_name(folder.name + ".part")  # the runs may be those that are kept there already
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
+    files: dict[str, str | bytes] = {}
+    taken: set[str] = set()
     for cell in comparison.cells:
         for seed, run in sorted(cell.runs.items()):
             if cell.name == UNTRAINED:
@@ -162,23 +158,18 @@ def _keep_sources(folder: Path, comparison: Comparison, *, with_command: bool) -
                 name, number = f"{folder_name(cell.name)}-{number}{behind}", number + 1
             taken.add(name.lower())
             names[cell.name, seed] = name
-            (beside / name).mkdir()
             for file in KEPT:
                 if not (run.path / file).is_file():
                     continue
-                if file == "environment.json" and not with_command and run.environment.keys() - PUBLISHED:
-                    _publish(run.environment, beside / name / file)
-                else:
-                    shutil.copyfile(run.path / file, beside / name / file)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.replace(folder)
-    return names
+                public = file != "environment.json" or with_command or not run.environment.keys() - PUBLISHED
+                files[f"sources/{name}/{file}"] = read_bytes(run.path / file) if public else _published(run.environment)
+    return names, files
 
 
-def _publish(environment: Mapping[str, Any], file: Path) -> None:
+def _published(environment: Mapping[str, Any]) -> str:
     """What a run stood on, for others: without who started it, where, and what was typed."""
     kept = {name: value for name, value in environment.items() if name in PUBLISHED}
-    file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    return json_text(kept, indent=2) + "\n"
 
 
 def _head(column: Column) -> str:

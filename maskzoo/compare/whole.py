@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
+from maskzoo.compare.keeping import refuse_foreign
 from maskzoo.compare.launch import locked, speed_of, train_missing
 from maskzoo.compare.plan import Plan, plan, planned, table
-from maskzoo.compare.report import refuse_foreign, report, tell
+from maskzoo.compare.report import report, tell
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.recipe import parse
 from maskzoo.registry import Registry
@@ -35,6 +36,7 @@ def compare_all(
     dry_run: bool,
     scores: str = "",
     with_command: bool = False,
+    replace: bool = False,
 ) -> None:
     """Plan, train what is missing, and report; without a recipe, go on with the plan that is in `out`.
 
@@ -64,6 +66,7 @@ def compare_all(
             equal=equal,
             speed_of=None if dry_run else lambda name, plain: speed_of(out, registry, console, name, plain),
             keep=not dry_run,
+            another=replace,
         )
 
     if dry_run:
@@ -95,6 +98,7 @@ def compare_all(
         comparison = report(
             out, made.paths, made.baseline,
             equal=made.equal, flops=made.flops, remarks=failures, asked=made.asked, with_command=with_command,
+            another=replace,
         )  # fmt: skip
     tell(comparison, out, console, scores)
     if failures:
