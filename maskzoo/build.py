@@ -35,7 +35,7 @@ from maskzoo.protocols import (
     Objective,
     Part,
 )
-from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, TrainRecipe, Use, describe, make, plain_of
+from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, TrainRecipe, Use, describe, make, make_dial, plain_of
 from maskzoo.registry import Registry, indefinite, nearest
 from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
@@ -88,7 +88,7 @@ def build(
     check_needs(strategy, objective, dataset)
 
     def schedule(use: Use | None, path: str, low: float = -math.inf, high: float = math.inf) -> CurriculumSchedule:
-        made: CurriculumSchedule = make(registry, "schedule", use, path)  # type: ignore[arg-type]  # it is settled
+        made: CurriculumSchedule = make_dial(registry, use, path)  # type: ignore[arg-type]  # it is settled
         made.setup(steps / steps_in_epoch, steps)
         check_range(made, path, moments, low, high)
         return made
@@ -100,7 +100,11 @@ def build(
             check_range(part.curriculum, "recipe.masking.strategy: a part's curriculum", moments, -1.0, 1.0)
     ratio = schedule(choose_ratio(recipe.masking, objective), "recipe.masking.ratio")
     least_hidden, least_shown = check_ratio(ratio, strategy, objective, moments)
-    curriculum = schedule(choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum", -1.0, 1.0)
+    curriculum: CurriculumSchedule = make(
+        registry, "schedule", choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum"
+    )
+    curriculum.setup(steps / steps_in_epoch, steps)
+    check_range(curriculum, "recipe.masking.curriculum", moments, -1.0, 1.0)
     refuse_meaningless(curriculum, strategy, moments)
     lr = schedule(recipe.optimizer.lr, "recipe.optimizer.lr", 0.0)
     own = recipe.masking.optimizer or recipe.optimizer

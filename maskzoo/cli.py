@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,35 @@ class Interruption(click.ClickException):
             click.echo(printable(self.format_message()), file=file, err=True)
 
 
+class Command(click.Command):
+    """A command that takes no empty text: what comes of an unset variable of a shell would mean something else."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments. Raises RecipeError for an empty one."""
+        given, _, _ = self.make_parser(context).parse_args(args=list(args))
+        for parameter in self.params:
+            value = given.get(str(parameter.name))
+            for text in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(text, str) and not text.strip():
+                    name = parameter.opts[0] if isinstance(parameter, click.Option) else str(parameter.name).upper()
+                    raise RecipeError(f"{name}: is empty; give a value, or leave it out")
+        return super().parse_args(context, args)
+
+
+class OfSeveralSeeds(Command):
+    """A command that hides the options which a comparison has in another form, and refuses with where to find them."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for parameter in self.params:
+            if isinstance(parameter, click.Option) and parameter.name in ("masker", "schedule", "seed"):
+                parameter.hidden = True
+
+
 class Commands(click.Group):
     """A group whose commands answer a MaskZooError with one sentence and exit code 2, or 75 for a stopped run."""
+
+    command_class = Command
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         """Read the options that come before a command."""
@@ -119,23 +146,54 @@ def main() -> None:
     """
 
 
+SCHEDULE = click.option(
+    "--schedule",
+    "--curriculum",
+    "schedule",
+    metavar="NAME",
+    help="Curriculum of the masker, e.g. adversary or linear:0:-0.5 [default: the masker's own].",
+)
+RATIO = click.option(
+    "--ratio",
+    metavar="FRACTION",
+    help="Fraction of patches to hide, a number or e.g. linear:0.5:0.75 [default: the objective's own].",
+)
+
+
 def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that change single keys of a recipe."""
     options = [
-        click.option("--masker", metavar="NAME", help="Masking strategy; see `maskzoo list strategies`."),
-        click.option("--schedule", metavar="NAME", help="Curriculum of the masker, e.g. adversary or linear:0:-0.5."),
-        click.option("--ratio", metavar="SHARE", help="Share of hidden patches: a number, or e.g. linear:0.5:0.75."),
         click.option(
-            "--backbone", metavar="NAME", help="Any timm model with a grid of features, or a registered backbone."
+            "--masker", metavar="NAME", help="Masking strategy; see `maskzoo list strategies` [default: random]."
         ),
-        click.option("--objective", metavar="NAME", help="What the model learns by."),
-        click.option("--weights", metavar="PATH", help="A run or a file of weights, from which the backbone starts."),
-        click.option("--data", metavar="NAME|FOLDER", help="A data set, or a folder of images."),
-        click.option("--epochs", type=int, metavar="N", help="How often to see every image."),
-        click.option("--batch-size", type=int, metavar="N", help="Images of a step."),
-        click.option("--seed", type=int, metavar="N", help="Decides weights, order, crops and masks."),
-        click.option("--device", metavar="NAME", help="auto, cuda, mps or cpu."),
-        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key; may be repeated."),
+        SCHEDULE,
+        RATIO,
+        click.option(
+            "--backbone",
+            metavar="NAME",
+            help="Any timm model with a grid of features, or a registered backbone [default: a ViT-S].",
+        ),
+        click.option("--objective", metavar="NAME", help="What the model learns by [default: reconstruct]."),
+        click.option("--weights", metavar="PATH", help="Initialise the backbone from a run or a weights file."),
+        click.option("--data", metavar="NAME|FOLDER", help="A data set, or a folder of images [default: digits]."),
+        click.option("--epochs", type=int, metavar="N", help="Number of training epochs [default: 100; digits: 8]."),
+        click.option(
+            "--batch-size",
+            type=int,
+            metavar="N",
+            help="Global batch size [default: a quarter of the images, at most 256; digits: 16].",
+        ),
+        click.option(
+            "--seed", type=int, metavar="N", help="Random seed for weights, data order, crops and masks [default: 0]."
+        ),
+        click.option("--device", metavar="NAME", help="auto, cuda, mps or cpu [default: auto]."),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Override any recipe key, e.g. --set train.workers=4 (repeatable); `maskzoo show recipe` lists all.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -145,15 +203,27 @@ def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
 @main.command()
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @overrides
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where everything goes.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, or begin it if there is none.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Output folder [default: runs/MASKER-CURRICULUM-DATA-sSEED].",
+)
+@click.option("--resume", is_flag=True, help="Resume the run in --out, or begin it if there is none.")
 def train(recipe: Path | None, out: Path | None, resume: bool, **changes: Any) -> None:
     """Train a backbone by hiding parts of images.
 
-    RECIPE is a TOML file; without one, a small ViT learns from the embedded digits. Options come on top of it.
+    RECIPE is a TOML file, and options come on top of it. Without one, a small ViT learns from the embedded digits
+    (recipes/digits.toml); with another --data, --backbone or --objective, the classes' own defaults are used.
 
     SIGTERM, SIGINT or SIGUSR1 ends the run after the step in hand with a checkpoint and exit code 75; --resume then
-    goes on where it was. Exit code 2: something that you can mend, said in a sentence.
+    resumes where it was. Exit code 2: something that you can fix, in one message.
+
+    \b
+    maskzoo train --masker clmae --schedule partner-neutral-adversary
+    maskzoo train --data photos/ --backbone vit_small_patch16_224 --epochs 200
+    maskzoo train recipes/mae-cifar10.toml --masker attmask --set train.workers=4
+    maskzoo train --out runs/mine --resume
     """
     from maskzoo.flags import changed, refuse_unknown
     from maskzoo.recipe import Recipe
@@ -197,8 +267,10 @@ def cost(recipe: Path | None, **changes: Any) -> None:
 
 @main.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--with", "evaluators", metavar="NAME,...", help="Evaluators, e.g. knn:[5,20],linear; else the run's.")
-@click.option("--data", metavar="NAME|FOLDER", help="Other data than the run's.")
+@click.option(
+    "--with", "evaluators", metavar="NAME,...", help="Evaluators, e.g. knn:[5,20],linear [default: the run's]."
+)
+@click.option("--data", metavar="NAME|FOLDER", help="Data to evaluate on [default: the run's].")
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "class"]),
@@ -206,13 +278,17 @@ def cost(recipe: Path | None, **changes: Any) -> None:
     show_default=True,
     help="Features: the mean of the patches' tokens, or the class token.",
 )
-@click.option("--device", default="auto", metavar="NAME", help="auto, cuda, mps or cpu.")
-@click.option("--workers", type=click.IntRange(min=0), metavar="N", help="Processes that read images.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="E.g. linear.epochs=50; may be repeated.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cuda, mps or cpu.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), metavar="N", help="Processes that read images [default: the run's]."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option, e.g. linear.epochs=50 (repeatable)."
+)
 @click.option("--backbone", metavar="NAME", help="In place of a run: any timm model, or a registered backbone.")
 @click.option("--weights", type=click.Path(path_type=Path), metavar="PATH", help="Weights for --backbone.")
 @click.option("--pretrained", is_flag=True, help="timm's own weights for --backbone, downloaded.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where --backbone's figures go.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the metrics of --backbone go.")
 def evaluate(
     run: Path | None, backbone: str | None, weights: Path | None, pretrained: bool, out: Path | None, **wishes: Any
 ) -> None:
@@ -244,14 +320,35 @@ def evaluate(
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("--masker", metavar="NAME", help="Masking strategy; by default random, or the run's.")
-@click.option("--schedule", metavar="NAME", help="Curriculum of the masker, e.g. adversary or linear:0:-0.5.")
-@click.option("--ratio", metavar="SHARE", help="Share of hidden patches: a number, or e.g. linear:0.5:0.75.")
-@click.option("--moments", type=int, default=5, metavar="N", help="Moments from first step to last, at most 20.")
+@SCHEDULE
+@RATIO
+@click.option(
+    "--moments",
+    type=int,
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Moments from first step to last, at most 20.",
+)
 @click.option("--run", type=click.Path(path_type=Path), metavar="RUN", help="A run, through whose model to look.")
 @click.option("--backbone", metavar="NAME", help="Without a run: a timm model, or a registered backbone.")
 @click.option("--pretrained", is_flag=True, help="With timm's weights for --backbone, downloaded.")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help="Decides the masks.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), metavar="FILE", help="The PNG.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Random seed of the masks.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("preview.png"),
+    metavar="FILE",
+    show_default=True,
+    help="The PNG.",
+)
 @click.option("--no-terminal", is_flag=True, help="Do not draw in the terminal too.")
 def preview(images: tuple[Path, ...], out: Path, no_terminal: bool, **wish: Any) -> None:
     """Draw what a masker hides of IMAGE files over its curriculum, without training.
@@ -270,7 +367,9 @@ def preview(images: tuple[Path, ...], out: Path, no_terminal: bool, **wish: Any)
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(["timm", "safetensors"]), default="timm", help="What shall be able to load it.")
+@click.option(
+    "--to", type=click.Choice(["timm", "safetensors"]), default="timm", show_default=True, help="Target format."
+)
 @click.argument("folder", type=click.Path(path_type=Path))
 def export(run: Path, to: str, folder: Path) -> None:
     """Write the encoder that RUN has trained into FOLDER, for use elsewhere.
@@ -286,12 +385,12 @@ def export(run: Path, to: str, folder: Path) -> None:
         Console(soft_wrap=True).print(sentence, highlight=False, markup=False)
 
 
-@main.command()
+@main.command(cls=OfSeveralSeeds)
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]...")
 @click.option("--maskers", metavar="CELL,...", help="Cells, e.g. random,attmask+adversary,clmae@0.6.")
-@click.option("--vary", multiple=True, metavar="KEY=VALUE,...", help="Each value with each masker; may be repeated.")
-@click.option("--seeds", default="3", show_default=True, metavar="N|LIST", help="How many, or which, e.g. 0,7.")
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="What all cells share.")
+@click.option("--vary", multiple=True, metavar="KEY=VALUE,...", help="Each value with each masker (repeatable).")
+@click.option("--seeds", default="3", show_default=True, metavar="N|LIST", help="How many seeds, or which, e.g. 0,7.")
+@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="The recipe that all cells share.")
 @overrides
 @click.option("--baseline", metavar="CELL", help="What the others are compared with; else the first.")
 @click.option(
@@ -301,17 +400,41 @@ def export(run: Path, to: str, folder: Path) -> None:
     show_default=True,
     help="What every cell may spend: the recipe's epochs, or the baseline's FLOPs or time.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=1, metavar="N", help="Runs at once (on each of --devices).")
-@click.option("--devices", default="", metavar="NAME,...", help="E.g. cuda:0,cuda:1: a run on each at once.")
-@click.option("--launcher", type=click.Choice(["local", "submitit"]), default="local", help="submitit: to SLURM.")
-@click.option("--launch", multiple=True, metavar="KEY=VALUE", help="For submitit, e.g. slurm_partition=gpu.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("comparison"), metavar="FOLDER", show_default=True)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Parallel runs (on each of --devices).",
+)
+@click.option("--devices", default="", metavar="NAME,...", help="Devices to run on in parallel, e.g. cuda:0,cuda:1.")
+@click.option(
+    "--launcher",
+    type=click.Choice(["local", "submitit"]),
+    default="local",
+    show_default=True,
+    help="submitit: to SLURM.",
+)
+@click.option(
+    "--launch", multiple=True, metavar="KEY=VALUE", help="For submitit, e.g. slurm_partition=gpu (repeatable)."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("comparison"),
+    metavar="FOLDER",
+    show_default=True,
+    help="Where plan, runs and report go.",
+)
 @click.option("--scores", default="", metavar="NAME,...", help="What table.tex and the terminal show, e.g. knn,linear.")
 @click.option("--with-command", is_flag=True, help="Keep in sources/ also who started each run, where, and how.")
 @click.option("--replace", is_flag=True, help="Replace the report of another comparison in --out.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what it costs, and train nothing.")
 def compare(runs: tuple[Path, ...], recipe: Path | None, settings: tuple[str, ...], **options: Any) -> None:
     """Compare maskers over several seeds: train what is missing, evaluate, and write a report.
+
+    A CELL is masker[+schedule][@ratio].
 
     Stopped at any point (exit code 75), the same command goes on where it was; so does --out FOLDER alone. With RUN
     after RUN, report on runs that are there already. The report is one page, report.html, beside tables and figures.
@@ -374,6 +497,7 @@ def list_(kinds: tuple[str, ...], matrix: bool) -> None:
     from rich.table import Table
 
     from maskzoo.registry import KINDS, Registry, nearest
+    from maskzoo.show import first_line
     from maskzoo.terminal import Console
 
     plurals = {f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s": kind for kind in KINDS}
@@ -416,87 +540,30 @@ def print_matrix() -> None:
 @main.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Show what NAME is: its options, needs, default curriculum, paper and plugin."""
+    """Show what NAME is: options with types, defaults and meanings, needs, paper and plugin.
+
+    NAME may also be `recipe` (all keys of a recipe), one of its sections, e.g. `train`, or a key, e.g. `train.epochs`.
+    """
     from maskzoo.registry import KINDS, Registry, nearest
+    from maskzoo.show import description, keys_below, known_keys, printed
     from maskzoo.terminal import Console
 
     registry = Registry()
     found = [(kind, registry.classes(kind)[name]) for kind in KINDS if name in registry.classes(kind)]
-    if not found:
+    keys = keys_below(name)
+    if not found and not keys:
         for kind in KINDS:  # a clash of two plugins has a sentence of its own
             if any(offer.name == name for plugin in registry.plugins for offer in plugin.offers if offer.kind == kind):
                 registry.find(kind, name)
         known = [known for kind in KINDS for known in registry.classes(kind)]
-        raise RecipeError("; ".join([f"nothing is named '{name}'", nearest(name, known), *registry.broken()]))
+        hint = nearest(name, [*known, *known_keys()])
+        hint = hint if hint.startswith("did you mean") else nearest(name, known)
+        raise RecipeError("; ".join([f"nothing is named '{name}'", hint, *registry.broken()]))
     console = Console()
     for kind, cls in found:
         console.print(description(kind, cls, registry.owner(kind, name)), highlight=False)
-
-
-def description(kind: str, cls: type, plugin: Any) -> Any:
-    """What `maskzoo show` prints of one class."""
-    import inspect
-
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
-
-    from maskzoo.registry import indefinite
-
-    about = "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(cls) or "").split("\n\n"))
-    lines: list[Any] = [f"[bold]{escape(cls.name)}[/bold], {indefinite(kind)}", escape(about), ""]  # type: ignore[attr-defined]
-    facts = Table(box=None, pad_edge=False, show_header=False)
-    for title, attribute in (
-        ("paper", "paper"),
-        ("needs", "needs"),
-        ("provides", "provides"),
-        ("learns", "learning"),
-        ("default curriculum", "default_curriculum"),
-        ("default ratio", "default_ratio"),
-    ):
-        value = getattr(cls, attribute, None)
-        if isinstance(value, float):
-            value = f"{value:g}"
-        if isinstance(value, frozenset):
-            value = ", ".join(sorted(value)) or "nothing"
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{key} = {option!r}" for key, option in value.items())
-        if isinstance(value, str) and value:
-            facts.add_row(f"{title}  ", escape(value))
-    if kind == "strategy" and getattr(cls, "default_curriculum", None) is None:
-        whose = "that of its parts" if any(field.name == "parts" for field in _options(cls)) else "none: no hardness"
-        facts.add_row("default curriculum  ", whose)
-    if plugin is not None:
-        facts.add_row("from  ", escape(plugin.owner))
-    lines.append(facts)
-    fields = _options(cls)
-    options = Table(box=None, pad_edge=False, show_header=False)
-    for field in fields:
-        words = escape(_type_words(field.type)), escape(_default_words(field.default))
-        options.add_row(f"  {field.name}  ", *words)
-    lines += ["", "[bold]options[/bold]" if fields else "no options", options]
-    return Group(*lines)
-
-
-def _options(cls: type) -> list[Any]:
-    import attrs
-
-    return [field for field in attrs.fields(cls) if field.init] if attrs.has(cls) else []
-
-
-def _type_words(wanted: Any) -> str:
-    words = wanted if isinstance(wanted, str) else getattr(wanted, "__name__", str(wanted))
-    return {"nn.ModuleList": "list of strategies", "ModuleList": "list of strategies"}.get(words, words)
-
-
-def _default_words(default: Any) -> str:
-    import attrs
-
-    if default is attrs.NOTHING:
-        return "required"
-    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        default = default.factory()
-    return f"= {default!r}"
+    for section in keys:
+        console.print(printed(section), highlight=False)
 
 
 @main.command()
@@ -517,8 +584,3 @@ def plugins() -> None:
     console.print(table)
     for sentence in [*registry.clashes(), *registry.faulty()]:
         console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)
-
-
-def first_line(cls: type) -> str:
-    """The first sentence of a class's docstring."""
-    return (cls.__doc__ or "").strip().split("\n")[0]

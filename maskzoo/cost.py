@@ -24,7 +24,7 @@ from maskzoo.data.batches import steps_in_epoch
 from maskzoo.defaults import settled
 from maskzoo.errors import ContractError, MaskZooError, RecipeError
 from maskzoo.protocols import MaskingContext, Sample, Strategy
-from maskzoo.recipe import MaskingRecipe, Recipe, Use, make
+from maskzoo.recipe import MaskingRecipe, Recipe, Use, make, make_dial
 from maskzoo.registry import Kind, Registry
 from maskzoo.teacher import Teacher
 from maskzoo.train import LearnerStep, ModelStep, alternate_learners
@@ -368,7 +368,7 @@ def _counted(recipe: Recipe, registry: Registry, shape: Any, device: str) -> Cos
     steps = steps_of(recipe, shape) or recipe.train.epochs * UNKNOWN_STEPS
     batch = settled(recipe, len(shape.train)).train.batch
     epochs = steps * batch / (len(shape.train) or UNKNOWN_STEPS * batch)
-    ratio: Any = make(registry, "schedule", choose_ratio(recipe.masking, step.objective), "recipe.masking.ratio")
+    ratio: Any = make_dial(registry, choose_ratio(recipe.masking, step.objective), "recipe.masking.ratio")
     factor: Any = make(
         registry, "schedule", choose_curriculum(recipe.masking, step.strategy), "recipe.masking.curriculum"
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskzoo.errors import DataError
+from maskzoo.errors import DataError, RecipeError
 
 # What may change between a run and its resumption: no figure depends on it, or, of some, only their rounding.
 FREE_KEYS = frozenset(
@@ -309,3 +309,12 @@ def named(use: Any) -> Any:
     if isinstance(use, Mapping):
         use = use.get("use", "?")
     return use.split(":")[0] if isinstance(use, str) else use
+
+
+def not_empty(_: object, field: Any, value: Any) -> None:
+    """A validator of attrs: refuse an empty text, which as a path would be the current folder.
+
+    An unset variable of a shell gives such a text. Raises RecipeError with the field's name as its key.
+    """
+    if value is not None and not value.strip():
+        raise RecipeError("is empty; give a value, or leave it out", key=field.name)

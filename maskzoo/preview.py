@@ -28,7 +28,7 @@ from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.flags import backbone_of
 from maskzoo.pictures import coloured, covered, signed
 from maskzoo.protocols import CurriculumSchedule, MaskingContext
-from maskzoo.recipe import MaskingRecipe, Use, make
+from maskzoo.recipe import MaskingRecipe, Use, make, make_dial
 from maskzoo.registry import Registry
 from maskzoo.sheet import OWNER, Column, draw, half_blocks
 from maskzoo.signals import unfinished
@@ -305,7 +305,7 @@ def _with_dials(
     wish: Wish,
 ) -> Players:
     curriculum: Any = make(registry, "schedule", choose_curriculum(masking, strategy), "--schedule")
-    ratio: Any = make(registry, "schedule", choose_ratio(masking, objective), "--ratio")
+    ratio: Any = make_dial(registry, choose_ratio(masking, objective), "--ratio")
     for schedule in (curriculum, ratio):
         schedule.setup(1, STEPS)
     moments = moments_of(wish)

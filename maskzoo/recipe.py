@@ -28,7 +28,7 @@ from torch import nn
 from maskzoo.blame import distribution_of, owner_of, plugin_error, refuses
 from maskzoo.errors import ContractError, DataError, MaskZooError, PluginError, RecipeError
 from maskzoo.offers import refuse_half_written, wrong_declarations
-from maskzoo.plain import is_utf8, named, parse_toml, printable, quoted, read_toml, same, shown
+from maskzoo.plain import is_utf8, named, not_empty, parse_toml, printable, quoted, read_toml, same, shown
 from maskzoo.protocols import CurriculumSchedule, Part
 from maskzoo.registry import Kind, Registry, indefinite, nearest
 
@@ -51,10 +51,12 @@ KIND_OF_KEY: Mapping[str, Kind] = {  # what is named at a key of a recipe; elsew
 class OptimizerRecipe:
     """How parameters are moved: any of timm's optimizers."""
 
-    use: str = "adamw"
-    lr: Use | None = None  # absolute; None, or a table without `use`: as `maskzoo.defaults.settled` says
-    weight_decay: float = attrs.field(default=0.05, validator=attrs.validators.ge(0))  # not on vectors and biases
-    betas: tuple[float, float] = (0.9, 0.95)
+    use: str = "adamw"  # name of one of timm's optimizers
+    # absolute rate, a number or a schedule; open: cosine from 1.5e-4 per 256 images to 0, warm-up 0.05
+    lr: Use | None = None
+    # of weights; not of vectors and biases
+    weight_decay: float = attrs.field(default=0.05, validator=attrs.validators.ge(0))
+    betas: tuple[float, float] = (0.9, 0.95)  # of optimizers that have them
     layer_decay: float | None = attrs.field(  # rate of each layer of the backbone to that of the next; None: all alike
         default=None, validator=attrs.validators.optional(attrs.validators.and_(positive, attrs.validators.le(1.0)))
     )
@@ -68,10 +70,11 @@ class OptimizerRecipe:
 class MaskingRecipe:
     """What is hidden."""
 
-    ratio: Use | None = None  # the share of patches to hide, or a schedule of it; None: the objective's own
-    strategy: Use = "random"
-    curriculum: Use | None = None  # None: the strategy's own
-    optimizer: OptimizerRecipe | None = None  # of a strategy that learns by itself; None: a copy of the model's
+    ratio: Use | None = None  # share of patches to hide, a number or a schedule; None: the objective's own
+    strategy: Use = "random"  # the masker
+    curriculum: Use | None = None  # schedule of the factor, +1 partner to -1 adversary; None: the masker's own
+    # table like [optimizer], for a masker with a step of its own; None: the model's
+    optimizer: OptimizerRecipe | None = None
     strategy_every: int = attrs.field(default=1, validator=positive)  # steps of the model to one of such a strategy
 
 
@@ -79,6 +82,7 @@ class MaskingRecipe:
 class TeacherRecipe:
     """How fast the teacher follows, where something needs one."""
 
+    # share that an EMA teacher keeps of itself per step, a number or a schedule
     decay: Use = attrs.field(factory=lambda: {"use": "cosine", "start": 0.996, "end": 1.0})
 
 
@@ -87,7 +91,7 @@ class AugmentRecipe:
     """What happens to an image before it is masked."""
 
     scale: tuple[float, float] = (0.2, 1.0)  # share of the area that a random crop keeps
-    flip: bool | None = None  # None: where the data allows it
+    flip: bool | None = None  # whether images are mirrored at random; None: where the data set allows it
 
     def __attrs_post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -98,30 +102,35 @@ class AugmentRecipe:
 class TrainRecipe:
     """How long, with what, and what is kept."""
 
-    epochs: int = attrs.field(default=100, validator=positive)
-    steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))  # overrides epochs
+    epochs: int = attrs.field(default=100, validator=positive)  # passes over the training images
+    # optimizer steps of the run; overrides epochs
+    steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))
     batch_size: int | None = (
         attrs.field(  # of all processes and micro-batches; None: a quarter of the images, at most 256
             default=None, validator=attrs.validators.optional(positive)
         )
     )
     accumulate: int = attrs.field(default=1, validator=positive)  # micro-batches of a step: less memory, same batch
+    # random seed of weights, data order, crops and masks
     seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(2**63)])
-    device: str = "auto"  # cuda, mps or cpu, whichever is there first
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # bf16 where the hardware has it, else fp32
-    compile: bool = False  # the blocks of the networks, by torch.compile
-    recompute: bool = False  # the blocks' activations in the backward pass: less memory, more time
+    device: str = "auto"  # auto, cuda, mps or cpu; auto: whichever of these is there first
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it, else fp32
+    compile: bool = False  # whether the networks' blocks go through torch.compile
+    recompute: bool = False  # whether blocks recompute activations in the backward pass: less memory, more time
     parallel: Literal["ddp", "fsdp2"] = "ddp"  # with several processes: a whole model in each, or spread over them
+    # processes that load images; None: as many as is usual for the device
     workers: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
-    checkpoint_steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))  # or epoch
+    # steps between checkpoints; None: an epoch
+    checkpoint_steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))
     skip: int = attrs.field(  # steps in a row whose loss or gradient is not finite, before the run goes back or stops
         default=10, validator=attrs.validators.ge(0)
     )
-    go_back: int = attrs.field(  # times, to the last checkpoint, each time at half the rate; then it stops
+    go_back: int = attrs.field(  # times that a diverged run returns to its last checkpoint, each time at half the rate
         default=2, validator=attrs.validators.ge(0)
     )
-    loggers: tuple[Use, ...] = ()  # where the figures also go, e.g. "tensorboard"
-    pictures: int = attrs.field(default=5, validator=attrs.validators.ge(0))  # moments of training that are drawn
+    loggers: tuple[Use, ...] = ()  # trackers that metrics also go to, e.g. "tensorboard"
+    # moments of training at which masks are drawn
+    pictures: int = attrs.field(default=5, validator=attrs.validators.ge(0))
     max_broken: float = attrs.field(  # share of the images that may be unreadable
         default=0.1, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)]
     )
@@ -138,8 +147,8 @@ class TrainRecipe:
 class Recipe:
     """Everything that decides a run."""
 
-    data: Use = "digits"
-    backbone: Use = attrs.field(
+    data: Use = "digits"  # the data set
+    backbone: Use = attrs.field(  # the encoder: a timm model or a registered backbone
         factory=lambda: {
             "timm": "vit_small_patch16_224",
             "patch_size": "auto",
@@ -147,14 +156,15 @@ class Recipe:
             "init": "mae",
         }
     )
-    weights: str | None = None  # a run, a checkpoint or a file of weights, from which the backbone starts
-    objective: Use = "reconstruct"
+    # a run, a checkpoint or a weights file from which the backbone starts
+    weights: str | None = attrs.field(default=None, validator=not_empty)
+    objective: Use = "reconstruct"  # what the model learns by
     masking: MaskingRecipe = attrs.field(factory=MaskingRecipe)
     optimizer: OptimizerRecipe = attrs.field(factory=OptimizerRecipe)
     teacher: TeacherRecipe = attrs.field(factory=TeacherRecipe)
     augment: AugmentRecipe = attrs.field(factory=AugmentRecipe)
     train: TrainRecipe = attrs.field(factory=TrainRecipe)
-    evaluation: tuple[Use, ...] = ("knn", "classifier")
+    evaluation: tuple[Use, ...] = ("knn", "classifier")  # evaluators that run before and after training
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Recipe:
@@ -407,6 +417,14 @@ def _at(path: str, call: Callable[[], Any]) -> Any:
         raise RecipeError(sentence) from problem
 
 
+def make_dial(registry: Registry, use: Use, path: str) -> Any:
+    """A schedule of anything but the factor (a ratio, a rate, a decay), whose ends have to be given.
+
+    Raises RecipeError with the path of whatever is wrong.
+    """
+    return _at(path, lambda: _Maker(registry).dial(use))
+
+
 def describe(value: Any) -> Any:
     """A live object as the plain use that would make it again, with every option; None is left out."""
     if isinstance(value, Part):
@@ -440,7 +458,7 @@ class _Maker:
     def __init__(self, registry: Registry, *, making: bool = True) -> None:
         self.registry = registry
         self.converter = _plain_converter()
-        part, parts, schedule = (self._part, self._parts, self._schedule) if making else (self._checked_part,) * 3
+        part, parts, schedule = (self._part, self._parts, self.dial) if making else (self._checked_part,) * 3
         self.converter.register_structure_hook(Part, lambda value, _: part(value))
         self.converter.register_structure_hook(nn.ModuleList, lambda value, _: parts(value))
         self.converter.register_structure_hook_func(_is_schedule, lambda value, _: schedule(value))
@@ -510,11 +528,26 @@ class _Maker:
             if problem:
                 raise _At(name, PluginError(f"{owner_of(type(made))}: {problem}; mend the default"))
 
-    def _schedule(self, value: Any) -> Any:
-        return self.make("schedule", value)
-
     def _checked_part(self, value: Any) -> Any:
         return value
+
+    def dial(self, use: Use) -> Any:
+        """A schedule of anything but the factor, such as a ratio, a rate or a weight.
+
+        Raises RecipeError where it leaves an option open whose default is the factor's.
+        """
+        table = self.long_form("schedule", use)
+        cls = self.registry.classes("schedule").get(str(table.get("use")))
+        fields = attrs.fields(cls) if cls is not None and attrs.has(cls) else ()
+        missing = [one for one in fields if one.metadata.get("default_of") == "factor" and one.name not in table]
+        if missing and table.keys() <= {"use", *(field.name for field in fields)}:  # another key is refused as such
+            names = " and ".join(field.name for field in missing)
+            given = ", ".join(f"{field.default:g}" for field in missing)
+            raise RecipeError(
+                f"{quoted(use)} leaves {names} open, whose default ({given}) is meant for a curriculum; give both, "
+                f"e.g. {table['use']}:0.5:0.75"
+            )
+        return self.make("schedule", use)
 
     def long_form(self, kind: Kind, use: Use) -> dict[str, Any]:
         """A use in its long form; "linear:0:-0.5" gives values to the first options in their order."""

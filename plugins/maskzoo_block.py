@@ -94,10 +94,13 @@ class Block(Strategy):
     name: ClassVar[str] = "block"
     paper: ClassVar[str] = "Bao et al., BEiT: BERT Pre-Training of Image Transformers, arXiv 2106.08254, ICLR 2022"
 
-    least: int | None = attrs.field(default=None, validator=_at_least_one)  # patches; None: 16 of 196, in proportion
-    most: int | None = attrs.field(default=None, validator=_at_least_one)  # patches; None: the whole count
-    aspect: float = attrs.field(default=0.3, validator=_proper_aspect)  # log-uniform between this and its inverse
-    tries: int = attrs.field(default=10, validator=_at_least_one)  # for each block
+    # fewest patches of a block; None: 16 of 196, in proportion
+    least: int | None = attrs.field(default=None, validator=_at_least_one)
+    # most patches of a block; None: the whole count
+    most: int | None = attrs.field(default=None, validator=_at_least_one)
+    # aspect ratio of a block: log-uniform between this and its inverse
+    aspect: float = attrs.field(default=0.3, validator=_proper_aspect)
+    tries: int = attrs.field(default=10, validator=_at_least_one)  # draws for each block before it is given up
     rounds: int = attrs.field(default=24, validator=_at_least_one)  # the most blocks of an image; 64 x 64 needs 24
 
     def setup(self, objective: Objective) -> None:

@@ -34,14 +34,15 @@ class CLMAE(Strategy):
     learning = "alternate"
     default_curriculum = "partner-neutral-adversary"
 
-    depth: int = attrs.field(default=5, validator=attrs.validators.ge(0))
-    heads: int = attrs.field(default=4, validator=attrs.validators.ge(1))
+    depth: int = attrs.field(default=5, validator=attrs.validators.ge(0))  # transformer blocks of the masker
+    heads: int = attrs.field(default=4, validator=attrs.validators.ge(1))  # attention heads of the masker
+    # width of its MLPs over that of its tokens
     mlp_ratio: float = attrs.field(default=4.0, validator=attrs.validators.gt(0))
-    binary_weight: float = 1.0
+    binary_weight: float = 1.0  # weight of the loss that makes chances binary
     binary_width: float = attrs.field(default=0.12, validator=attrs.validators.gt(0))  # sigma about a chance of 1/2
-    kl_weight: float = 0.1
+    kl_weight: float = 0.1  # weight of the loss that keeps the share of hidden patches at the ratio
     kl_reduction: Literal["sum", "mean"] = "sum"  # over the batch; the published code sums
-    diversity_weight: float = 2.0
+    diversity_weight: float = 2.0  # weight of the loss that makes masks differ from image to image
 
     def setup(self, objective: Objective) -> None:
         """Build the network; the names of its parameters are those of published weights."""

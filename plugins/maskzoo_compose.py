@@ -34,6 +34,7 @@ class Composite(Strategy):
     A part may carry a curriculum of its own; the others follow the factor that the composite is given.
     """
 
+    # the maskers to compose, each a name or a table, with a curriculum of its own if wanted
     parts: nn.ModuleList = attrs.field(converter=Part.all_of)
 
     @property
@@ -146,7 +147,8 @@ class Mix(Composite):
 
     name: ClassVar[str] = "mix"
 
-    weights: list[CurriculumSchedule] | None = None  # None: all alike; they need not sum to one
+    # how often each part is drawn, numbers or schedules; None: equally often; they need not sum to one
+    weights: list[CurriculumSchedule] | None = None
 
     def check(self) -> None:
         """As many weights as parts, and no learner that would be given other parts' scores as its own."""

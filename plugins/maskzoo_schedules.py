@@ -16,6 +16,8 @@ import attrs
 
 from maskzoo import ContractError, CurriculumSchedule, define, hookimpl, rounded_down
 
+OF_FACTOR = {"default_of": "factor"}  # a default that is the factor's; of a ratio or a rate it has to be given
+
 
 # ------------------------------------------------------------------------------------------------------------- options
 def _finite(schedule: object, field: attrs.Attribute[Any], value: float) -> None:
@@ -106,7 +108,7 @@ class Constant(CurriculumSchedule):
 
     name: ClassVar[str] = "constant"
 
-    value: float = attrs.field(validator=_finite)
+    value: float = attrs.field(validator=_finite)  # the value throughout
 
     def __call__(self, progress: float) -> float:
         """`value`."""
@@ -152,8 +154,11 @@ class Linear(Curve):
 
     name: ClassVar[str] = "linear"
 
-    start: float = attrs.field(default=1.0, validator=_finite)
-    end: float = attrs.field(default=-1.0, validator=_finite)
+    # value at the first step, after the warm-up
+    start: float = attrs.field(default=1.0, validator=_finite, metadata=OF_FACTOR)
+    # value at the last step
+    end: float = attrs.field(default=-1.0, validator=_finite, metadata=OF_FACTOR)
+    # share of training in which the value rises from 0 to its start
     warmup: float = attrs.field(default=0.0, validator=_share)
 
     def curve(self, share: float) -> float:
@@ -167,8 +172,11 @@ class Cosine(Curve):
 
     name: ClassVar[str] = "cosine"
 
-    start: float = attrs.field(default=1.0, validator=_finite)
-    end: float = attrs.field(default=-1.0, validator=_finite)
+    # value at the first step, after the warm-up
+    start: float = attrs.field(default=1.0, validator=_finite, metadata=OF_FACTOR)
+    # value at the last step
+    end: float = attrs.field(default=-1.0, validator=_finite, metadata=OF_FACTOR)
+    # share of training in which the value rises from 0 to its start
     warmup: float = attrs.field(default=0.0, validator=_share)
 
     def curve(self, share: float) -> float:
@@ -182,9 +190,12 @@ class Step(Curve):
 
     name: ClassVar[str] = "step"
 
-    start: float = attrs.field(default=1.0, validator=_finite)
-    end: float = attrs.field(default=-1.0, validator=_finite)
-    at: tuple[float, ...] = attrs.field(default=(0.5,), validator=_increasing)
+    # value at the first step, after the warm-up
+    start: float = attrs.field(default=1.0, validator=_finite, metadata=OF_FACTOR)
+    # value at the last step
+    end: float = attrs.field(default=-1.0, validator=_finite, metadata=OF_FACTOR)
+    at: tuple[float, ...] = attrs.field(default=(0.5,), validator=_increasing)  # progress of each jump, rising
+    # share of training in which the value rises from 0 to its start
     warmup: float = attrs.field(default=0.0, validator=_share)
 
     def curve(self, share: float) -> float:
@@ -198,10 +209,14 @@ class Cyclic(Curve):
 
     name: ClassVar[str] = "cyclic"
 
-    start: float = attrs.field(default=1.0, validator=_finite)
-    end: float = attrs.field(default=-1.0, validator=_finite)
-    cycles: int = attrs.field(default=4, validator=_at_least_one)
+    # value at the first step, after the warm-up
+    start: float = attrs.field(default=1.0, validator=_finite, metadata=OF_FACTOR)
+    # value at the last step
+    end: float = attrs.field(default=-1.0, validator=_finite, metadata=OF_FACTOR)
+    cycles: int = attrs.field(default=4, validator=_at_least_one)  # times that it goes from start to end
+    # how it gets back: at once, or as it came
     shape: Literal["sawtooth", "triangle"] = attrs.field(default="sawtooth", validator=_one_of("sawtooth", "triangle"))
+    # share of training in which the value rises from 0 to its start
     warmup: float = attrs.field(default=0.0, validator=_share)
 
     def curve(self, share: float) -> float:
@@ -222,10 +237,12 @@ class PartnerNeutralAdversary(Curve):
 
     name: ClassVar[str] = "partner-neutral-adversary"
 
-    start: float = attrs.field(default=1.0, validator=_partner)
-    end: float = attrs.field(default=-1.0, validator=_adversary)
+    start: float = attrs.field(default=1.0, validator=_partner)  # value at the first step, after the warm-up
+    end: float = attrs.field(default=-1.0, validator=_adversary)  # value at the last step
+    # straight lines, or half a cosine wave
     shape: Literal["linear", "cosine"] = attrs.field(default="linear", validator=_one_of("linear", "cosine"))
-    plateau: float = attrs.field(default=0.0, validator=_share)
+    plateau: float = attrs.field(default=0.0, validator=_share)  # share of training, in the middle, at 0
+    # share of training in which the value rises from 0 to its start
     warmup: float = attrs.field(default=0.0, validator=_share)
 
     def curve(self, share: float) -> float:
@@ -239,10 +256,12 @@ class AdversaryNeutralPartner(Curve):
 
     name: ClassVar[str] = "adversary-neutral-partner"
 
-    start: float = attrs.field(default=-1.0, validator=_adversary)
-    end: float = attrs.field(default=1.0, validator=_partner)
+    start: float = attrs.field(default=-1.0, validator=_adversary)  # value at the first step, after the warm-up
+    end: float = attrs.field(default=1.0, validator=_partner)  # value at the last step
+    # straight lines, or half a cosine wave
     shape: Literal["linear", "cosine"] = attrs.field(default="linear", validator=_one_of("linear", "cosine"))
-    plateau: float = attrs.field(default=0.0, validator=_share)
+    plateau: float = attrs.field(default=0.0, validator=_share)  # share of training, in the middle, at 0
+    # share of training in which the value rises from 0 to its start
     warmup: float = attrs.field(default=0.0, validator=_share)
 
     def curve(self, share: float) -> float:
@@ -256,9 +275,11 @@ class NeutralAdversary(Curve):
 
     name: ClassVar[str] = "neutral-adversary"
 
-    end: float = attrs.field(default=-1.0, validator=_adversary)
-    start: float = attrs.field(default=0.0, validator=_finite)
+    end: float = attrs.field(default=-1.0, validator=_adversary)  # value at the last step
+    start: float = attrs.field(default=0.0, validator=_finite)  # value at the first step, after the warm-up
+    # a straight line, or half a cosine wave
     shape: Literal["linear", "cosine"] = attrs.field(default="linear", validator=_one_of("linear", "cosine"))
+    # share of training in which the value rises from 0 to its start
     warmup: float = attrs.field(default=0.0, validator=_share)
 
     def curve(self, share: float) -> float:

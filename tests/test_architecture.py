@@ -20,7 +20,20 @@ PLUGINS = sorted((ROOT / "plugins").glob("*.py"))
 
 # A module may import from its own level and from those before it.
 LEVELS = (
-    {"mask", "errors", "seeds", "alarms", "processes", "plain", "memory", "signals", "marks", "records", "metrics"},
+    {
+        "mask",
+        "errors",
+        "seeds",
+        "alarms",
+        "processes",
+        "plain",
+        "meanings",
+        "memory",
+        "signals",
+        "marks",
+        "records",
+        "metrics",
+    },
     {"terminal", "blame", "words", "guard"},
     {"protocols"},
     {"hookspecs"},
@@ -30,7 +43,7 @@ LEVELS = (
     {"build", "checkpoint", "weights", "matrix", "trained"},
     {"official", "data", "evaluation", "pictures", "sheet", "loggers", "diagnosis", "folder", "flags", "provenance"},
     {"gallery", "display", "measuring", "cost", "preview", "export"},
-    {"run", "evaluate"},
+    {"run", "evaluate", "show"},
     {"compare"},
     {"cli", "__main__"},
 )

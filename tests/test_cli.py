@@ -15,10 +15,11 @@ from PIL import Image
 
 from maskzoo import Registry, Strategy, define
 from maskzoo.build import make_backbone
-from maskzoo.cli import description, first_line, main
+from maskzoo.cli import main
 from maskzoo.flags import changed
 from maskzoo.recipe import read, write
 from maskzoo.registry import KINDS
+from maskzoo.show import description, first_line
 
 QUICK = ["--set", "train.steps=2", "--batch-size", "16", "--set", "train.pictures=0", "--set", "evaluation=[]"]
 

@@ -18,7 +18,7 @@ from maskzoo.cli import main
 from maskzoo.cost import flops_per_image
 from maskzoo.defaults import packaged, settled
 from maskzoo.flags import changed
-from maskzoo.recipe import make, put_beside, read, write
+from maskzoo.recipe import make, make_dial, put_beside, read, write
 
 ROOT = Path(__file__).parents[1]
 REGISTRY = Registry()
@@ -291,3 +291,58 @@ def test_a_misspelt_run_is_not_begun_anew_but_the_nearest_is_named(tmp_path: Pat
     (tmp_path / "empty").mkdir()
     refusal("train", "--out", "empty", "--resume")
     assert not any((tmp_path / "empty").iterdir())
+
+
+# ------------------------------------------------------------------------------------------- numbers that cannot be
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ("--seed -1", "recipe.train.seed"),
+        ("--seed 9223372036854775808", "recipe.train.seed"),
+        ("--epochs 0", "recipe.train.epochs"),
+        ("--set train.seed=-1", "recipe.train.seed"),
+        ("--set train.seed=1.5", "recipe.train.seed"),
+        ("--set train.epochs=1.5", "recipe.train.epochs"),
+        ("--set weights=", "recipe.weights"),
+        ("--data cifar10 --set data.root=", "recipe.data.root"),
+        ("--set data.use=folder --set data.root=", "recipe.data.root"),
+        ("--set data.use=shards --set data.root=", "recipe.data.root"),
+        ("--set data.use=fashion-mnist --set data.root=", "recipe.data.root"),
+        ("--set evaluation=[{use='linear',seed=-1}]", "recipe.evaluation[0].seed"),
+        ("--ratio linear:0.5", "recipe.masking.ratio"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_its_key(arguments: str, path: str, tmp_path: Path):
+    line = refusal("train", *arguments.split(), "--out", str(tmp_path / "out"))
+    assert line.startswith(f"Error: {path}: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fraction_of_an_epoch_is_refused_by_the_command_line():
+    result = CliRunner().invoke(main, ["train", "--epochs", "1.5"])
+    assert result.exit_code == 2
+    assert "--epochs" in result.output
+
+
+@pytest.mark.parametrize(
+    ("use", "open_ends"),
+    [
+        ("linear:0.5", "leaves end open"),
+        ("linear", "leaves start and end open"),
+        ("step:0.5", "leaves end open"),
+        ("cyclic:0.5", "leaves end open"),
+        ({"use": "cosine", "end": 0.0}, "leaves start open"),
+    ],
+    ids=str,
+)
+def test_a_schedule_of_anything_but_the_factor_has_to_say_both_of_its_ends(use: Any, open_ends: str):
+    with pytest.raises(RecipeError, match=open_ends):
+        make_dial(REGISTRY, use, "recipe.optimizer.lr")
+    with pytest.raises(RecipeError, match=rf"weights\[1\]: .*{open_ends}"):
+        make(REGISTRY, "strategy", {"use": "mix", "parts": ["random", "block"], "weights": [1, use]}, "here")
+    make(REGISTRY, "schedule", use, "recipe.masking.curriculum")
+
+
+def test_a_wrong_key_of_a_schedule_goes_before_its_open_ends():
+    with pytest.raises(RecipeError, match="stat: no such key; did you mean 'start'"):
+        make_dial(REGISTRY, {"use": "linear", "stat": 1}, "recipe.masking.ratio")

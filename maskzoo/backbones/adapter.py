@@ -50,10 +50,11 @@ class TimmBackbone(nn.Module):
     dense: ClassVar[bool] = True
     stage_dims: ClassVar[tuple[int, ...]] = ()
 
-    timm: str
-    image_size: int | tuple[int, int] | None = None  # None: the data's, raised to four mask units a side
-    channels: int = 3  # a run takes it from its data
-    data_size: tuple[int, int] = (224, 224)  # a run takes it from its data
+    timm: str  # name of the timm model
+    image_size: int | tuple[int, int] | None = None  # pixels a side; None: the data's, raised to four mask units a side
+    channels: int = 3  # of the images; a run takes it from its data
+    data_size: tuple[int, int] = (224, 224)  # height and width of the data's images; a run takes it from its data
+    # highest rate of stochastic depth, in the last block
     drop_path: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.lt(1.0)])
     pretrained: bool = False  # timm's weights, downloaded
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm.create_model

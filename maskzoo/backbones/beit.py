@@ -26,8 +26,8 @@ class BeitBackbone(TimmBackbone):
     name: ClassVar[str] = "beit"
     provides: ClassVar[frozenset[Need]] = frozenset({"attention", "features"})
 
-    timm: str = "beit_base_patch16_224"
-    patch_size: int | tuple[int, int] | None = None  # None: timm's own
+    timm: str = "beit_base_patch16_224"  # name of the timm model
+    patch_size: int | tuple[int, int] | None = None  # pixels a side; None: timm's own
 
     _position: ClassVar[Tensor | None]  # a buffer: positions for `tokens` where the model itself adds none
 

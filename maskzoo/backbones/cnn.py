@@ -75,7 +75,8 @@ class CnnBackbone(TimmBackbone):
     name: ClassVar[str] = "cnn"
     dense: ClassVar[bool] = True
 
-    timm: str = "resnet18"
+    timm: str = "resnet18"  # name of the timm model
+    # what hidden means: pixels set to zero, or convolutions that see the visible alone
     hidden: Literal["zero-pixels", "masked-convolution"] = "zero-pixels"
 
     _position: ClassVar[Tensor]  # a buffer: positions for `tokens`, since the model itself adds none

@@ -40,7 +40,7 @@ class HieraBackbone(TimmBackbone):
     name: ClassVar[str] = "hiera"
     dense: ClassVar[bool] = False
 
-    timm: str = "hiera_tiny_224"
+    timm: str = "hiera_tiny_224"  # name of the timm model
 
     def __attrs_post_init__(self) -> None:
         usual = skeleton(self.timm)

@@ -35,7 +35,7 @@ class SwinBackbone(TimmBackbone):
 
     name: ClassVar[str] = "swin"
 
-    timm: str = "swin_tiny_patch4_window7_224"
+    timm: str = "swin_tiny_patch4_window7_224"  # name of the timm model
     window_size: int | None = attrs.field(  # tokens a side; None: windows keep their share of timm's own grid
         default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
     )

@@ -36,8 +36,9 @@ class VitBackbone(TimmBackbone):
     provides: ClassVar[frozenset[Need]] = frozenset({"attention", "features"})
     dense: ClassVar[bool] = False
 
-    timm: str = "vit_tiny_patch16_224"
-    patch_size: int | tuple[int, int] | Literal["auto"] | None = None  # None: timm's own
+    timm: str = "vit_tiny_patch16_224"  # name of the timm model
+    # pixels a side; None: timm's own; "auto": what gives 7 patches a side or more
+    patch_size: int | tuple[int, int] | Literal["auto"] | None = None
     position: Literal["timm", "sin-cos"] = "timm"  # "sin-cos": MAE's fixed table in place of learned positions
     init: Literal["timm", "mae"] = (
         "timm"  # initial weights: timm's, or MAE's (xavier-uniform, tokens of deviation 0.02)

@@ -327,8 +327,8 @@ def _seeds(text: str) -> list[int]:
     except ValueError:
         raise RecipeError(f"--seeds: expected a number of seeds, or a list like 0,7, got '{text}'") from None
     seeds = list(range(given[0])) if "," not in text else list(dict.fromkeys(given))
-    if not seeds or min(seeds) < 0:
-        raise RecipeError(f"--seeds: expected at least one seed, none below 0, got '{text}'")
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**63:
+        raise RecipeError(f"--seeds: expected at least one seed, none below 0 and all below 2 ** 63, got '{text}'")
     return seeds
 
 

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import attrs
 import numpy as np
 import torch
 
 from maskzoo.data.digits import ImagesInMemory
 from maskzoo.data.folder import find_splits
 from maskzoo.errors import DataError
+from maskzoo.plain import not_empty
 from maskzoo.protocols import Split, define
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -27,7 +29,8 @@ class Cifar10:
 
     name: ClassVar[str] = "cifar10"
 
-    root: str | None = None  # the folder of train/ and test/, or of the Python batches, or to download those into
+    # the folder of train/ and test/, or of the Python batches, or to download those into
+    root: str | None = attrs.field(default=None, validator=not_empty)
 
     def __attrs_post_init__(self) -> None:
         self.train: Split

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import attrs
 import numpy as np
 import torch
 from torch import Tensor
 
 from maskzoo.data.digits import ImagesInMemory
 from maskzoo.errors import DataError
+from maskzoo.plain import not_empty
 from maskzoo.protocols import Split, define
 
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
@@ -39,7 +41,8 @@ class FashionMnist:
 
     name: ClassVar[str] = "fashion-mnist"
 
-    root: str | None = None  # the folder of the IDX files, or the one to download them into
+    # the folder of the IDX files, or the one to download them into
+    root: str | None = attrs.field(default=None, validator=not_empty)
 
     def __attrs_post_init__(self) -> None:
         folder = find_folder(self.root)

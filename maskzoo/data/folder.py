@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from maskzoo.errors import DataError
+from maskzoo.plain import not_empty
 from maskzoo.protocols import Sample, Split, Stream, define
 from maskzoo.seeds import stream
 
@@ -69,7 +70,8 @@ class Folder:
 
     name: ClassVar[str] = "folder"
 
-    root: str
+    # the folder of images, or of class folders, or of train/ and test/
+    root: str = attrs.field(validator=not_empty)
     size: int | tuple[int, int] | None = None  # height and width; unless given, the images' own if it is one, or 224
     channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
     flip: bool = True  # whether a mirrored image still shows the same

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from maskzoo.data.folder import MODES, STATISTICS, check_folder, check_still_there, read_image, settled_size
 from maskzoo.errors import DataError, RecipeError
-from maskzoo.plain import parse_json, read_json
+from maskzoo.plain import not_empty, parse_json, read_json
 from maskzoo.protocols import Sample, Split, define
 
 INFO_FILES = ("_info.json", "info.json")  # what the shards of timm's data sets come with
@@ -70,11 +70,13 @@ class Shards:
 
     name: ClassVar[str] = "shards"
 
-    root: str
+    # the folder of the tar files
+    root: str = attrs.field(validator=not_empty)
     train_split: str = "train-*.tar"  # a pattern, also like train-{0000..0146}.tar, or a split's name in _info.json
-    test_split: str = ""  # none
+    test_split: str = ""  # the same for the test images; empty: none
     image_key: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")  # endings of the members that are images
     label_key: str = "cls"  # the ending of the member that holds the number; "json:field" for a field of one in JSON
+    # number of classes; None: as many as the labels show
     class_count: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     size: int | tuple[int, int] | None = None  # height and width; unless given, the images' own if it is one, or 224
     channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA

@@ -15,6 +15,7 @@ from PIL import Image
 
 from maskzoo.data.folder import MODES, STATISTICS, check_still_there, pixels_of, read_image, settled_size
 from maskzoo.errors import DataError, MaskZooError, RecipeError
+from maskzoo.plain import not_empty
 from maskzoo.protocols import Sample, Split, define
 
 STREAMED = ("wds", "hfids", "tfds")  # what timm can only read in order
@@ -47,18 +48,20 @@ class ThroughTimm:
     name: ClassVar[str] = "timm"
 
     source: str = ""  # as timm names it: hfds/..., hfids/..., wds/..., tfds/..., torch/..., or none: a folder or a tar
-    root: str | None = None
-    train_split: str = "train"
-    test_split: str = ""  # none
-    train_images: int | None = None  # where the source does not know how many there are
-    test_images: int | None = None
-    labels: bool = True
+    # the folder to read from, or to download into
+    root: str | None = attrs.field(default=None, validator=not_empty)
+    train_split: str = "train"  # name of the training split
+    test_split: str = ""  # name of the test split; empty: none
+    train_images: int | None = None  # training images, where the source does not know how many there are
+    test_images: int | None = None  # test images, where the source does not know how many there are
+    labels: bool = True  # whether the images have labels
+    # number of classes; None: as the source says
     class_count: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     size: int | tuple[int, int] | None = None  # height and width; unless given, the images' own if it is one, or 224
     channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
     flip: bool = True  # whether a mirrored image still shows the same
     mean: tuple[float, ...] | None = None  # of each channel; ImageNet's unless given
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None  # of each channel; ImageNet's unless given
     shares: int = attrs.field(default=4, validator=attrs.validators.ge(1))  # of a stream, read side by side
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm's create_dataset
 

@@ -36,13 +36,14 @@ class AttentiveProbe:
     name: ClassVar[str] = "attentive"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    epochs: int = attrs.field(default=20, validator=attrs.validators.ge(1))
+    epochs: int = attrs.field(default=20, validator=attrs.validators.ge(1))  # epochs of training the probe
     lr: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0))  # of AdamW, absolute; a cosine to 0
-    weight_decay: float = attrs.field(default=0.01, validator=attrs.validators.ge(0))
-    batch_size: int = attrs.field(default=128, validator=attrs.validators.ge(1))
-    heads: int = attrs.field(default=8, validator=attrs.validators.ge(1))
-    images: Images = attrs.field(default="all", validator=an_amount)  # of each split, at most
-    seed: int = 0
+    weight_decay: float = attrs.field(default=0.01, validator=attrs.validators.ge(0))  # of AdamW
+    batch_size: int = attrs.field(default=128, validator=attrs.validators.ge(1))  # images per step of the probe
+    heads: int = attrs.field(default=8, validator=attrs.validators.ge(1))  # attention heads of the pooling
+    images: Images = attrs.field(default="all", validator=an_amount)  # images of each split, at most
+    # random seed of the evaluation's own draws
+    seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))
 
     def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
         """Yield ("top1", the share of test images told right); nothing without labels or test images."""

@@ -32,11 +32,13 @@ class FewShot:
     name: ClassVar[str] = "fewshot"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    shots: tuple[int, ...] = (1, 5, 10)  # labelled images a class
+    shots: tuple[int, ...] = (1, 5, 10)  # labelled images per class
+    # draws of labelled images, whose mean is reported
     draws: int = attrs.field(default=5, validator=attrs.validators.ge(1))
     penalty: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))  # the inverse of scikit-learn's C
-    images: Images = attrs.field(default="all", validator=an_amount)  # of each split, at most
-    seed: int = 0
+    images: Images = attrs.field(default="all", validator=an_amount)  # images of each split, at most
+    # random seed of the evaluation's own draws
+    seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))
 
     def __attrs_post_init__(self) -> None:
         if not self.shots or min(self.shots) < 1:

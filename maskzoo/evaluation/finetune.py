@@ -43,22 +43,23 @@ class FineTune:
     name: ClassVar[str] = "finetune"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    epochs: int = attrs.field(default=20, validator=at_least_one)
+    epochs: int = attrs.field(default=20, validator=at_least_one)  # epochs of fine-tuning
     lr: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0))  # of the classifier, absolute
-    batch_size: int = attrs.field(default=64, validator=at_least_one)
+    batch_size: int = attrs.field(default=64, validator=at_least_one)  # images per step
     warmup: float = attrs.field(default=0.1, validator=a_share)  # share of the steps in which the rate rises
-    weight_decay: float = attrs.field(default=0.05, validator=a_strength)
+    weight_decay: float = attrs.field(default=0.05, validator=a_strength)  # of AdamW; not on vectors and biases
     layer_decay: float = attrs.field(  # rate of each layer to that of the next; 1.0: all alike
         default=0.75, validator=[attrs.validators.gt(0), attrs.validators.le(1)]
     )
     mixup: float = attrs.field(default=0.0, validator=a_strength)  # alpha of timm's
     cutmix: float = attrs.field(default=0.0, validator=a_strength)  # alpha of timm's
-    smoothing: float = attrs.field(default=0.1, validator=a_share)  # of the labels
-    drop_path: float | None = None  # None: as the encoder has it
+    smoothing: float = attrs.field(default=0.1, validator=a_share)  # smoothing of the labels
+    drop_path: float | None = None  # highest rate of stochastic depth; None: as the encoder has it
     scale: tuple[float, float] = (0.2, 1.0)  # share of the area that a random crop keeps
     clip: float | None = None  # the largest norm of the whole gradient
     precision: Precision | Literal["auto"] = "auto"  # bf16 where the hardware has it, else fp32; kept with the figures
-    seed: int = 0
+    # random seed of the evaluation's own draws
+    seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))
 
     def __attrs_post_init__(self) -> None:
         if (self.mixup or self.cutmix) and self.batch_size % 2:

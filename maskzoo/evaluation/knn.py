@@ -33,10 +33,11 @@ class KNearestNeighbours:
     name: ClassVar[str] = "knn"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    k: int | tuple[int, ...] = 20  # neighbours that vote
-    temperature: float = attrs.field(default=0.07, validator=attrs.validators.gt(0))  # low: the nearest decide
-    images: Images = attrs.field(default=10_000, validator=an_amount)  # of each split, at most
-    metric: Metric = "cosine"  # what near is
+    k: int | tuple[int, ...] = 20  # neighbours that vote; several give a metric each
+    # of the similarity's weights; low: the nearest decide
+    temperature: float = attrs.field(default=0.07, validator=attrs.validators.gt(0))
+    images: Images = attrs.field(default=10_000, validator=an_amount)  # images of each split, at most
+    metric: Metric = "cosine"  # what near means
     weighting: Weighting = "similarity"  # "plain": every neighbour has one vote
 
     def __attrs_post_init__(self) -> None:

@@ -42,14 +42,15 @@ class LinearProbe:
     penalties: tuple[float, ...] = attrs.field(  # of lbfgs: the inverse of scikit-learn's C
         default=(0.01, 0.1, 1.0, 10.0, 100.0), validator=several_above_zero
     )
-    epochs: int = attrs.field(default=100, validator=attrs.validators.ge(1))
-    batch_size: int = attrs.field(default=256, validator=attrs.validators.ge(1))
-    weight_decay: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
+    epochs: int = attrs.field(default=100, validator=attrs.validators.ge(1))  # epochs of training the probe
+    batch_size: int = attrs.field(default=256, validator=attrs.validators.ge(1))  # images per step of the probe
+    weight_decay: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))  # of the probe's weights
     held_out: float = attrs.field(  # share of the training images on which the rate is chosen
         default=0.2, validator=[attrs.validators.gt(0), attrs.validators.lt(1)]
     )
-    images: Images = attrs.field(default="all", validator=an_amount)  # of each split, at most
-    seed: int = 0
+    images: Images = attrs.field(default="all", validator=an_amount)  # images of each split, at most
+    # random seed of the evaluation's own draws
+    seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))
 
     def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
         """Yield ("top1", the share of test images told right) and ("rate" or "penalty", the one that was chosen).

@@ -22,7 +22,7 @@ class Tracker(ABC):
 
     name: ClassVar[str]
 
-    project: str = "maskzoo"
+    project: str = "maskzoo"  # name of the project in the tracker
     run: str | None = None  # None: the name of the run's folder
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for the library's init
     _live: Any = attrs.field(init=False, default=None)  # what the library's init gave

@@ -30,11 +30,13 @@ class DecodingObjective(nn.Module):
     default_ratio: ClassVar[float] = 0.75
     least_hidden: ClassVar[int] = 1  # a patch to rebuild
 
+    # width of the decoder, a multiple of 4
     decoder_dim: int = attrs.field(default=512, validator=attrs.validators.ge(4))
-    decoder_depth: int = attrs.field(default=8, validator=attrs.validators.ge(0))
+    decoder_depth: int = attrs.field(default=8, validator=attrs.validators.ge(0))  # transformer blocks of the decoder
     decoder_heads: int | None = attrs.field(  # None: about one for each 32 channels, as MAE's 16 for 512
         default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
     )
+    # width of the decoder's MLPs over its own
     mlp_ratio: float = attrs.field(default=4.0, validator=attrs.validators.gt(0))
 
     backbone: ClassVar[Backbone]  # a module

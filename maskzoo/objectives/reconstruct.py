@@ -27,7 +27,7 @@ class Reconstruct(DecodingObjective):
     paper: ClassVar[str] = "He et al., Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377, CVPR 2022"
 
     decoder: Literal["transformer", "linear"] = "transformer"  # "linear": of each patch's own latent; no decoder_*
-    loss: Literal["mse", "l1"] = "mse"
+    loss: Literal["mse", "l1"] = "mse"  # squared or absolute difference to the target
     target: Literal["norm_pixels", "pixels", "hog"] = "norm_pixels"  # the first: by each patch's own mean and variance
     fusion: bool = True  # where the encoder has several stages, rebuild from their sum, as Hiera's MAE (2306.00989)
 
