@@ -22,6 +22,7 @@ from helpers import noise_images, tiny_objective
 from PIL import Image
 from programs import ENVIRONMENT, Program, Starter, small_recipe, starter
 
+from maskzoo.errors import StoppedError
 from maskzoo.evaluation.features import WholeImages
 from maskzoo.signals import ending
 
@@ -335,6 +336,44 @@ def test_a_program_that_imports_its_libraries_listens(number: int, tmp_path: Pat
     assert errors == "Stopped. Start again with: maskzoo train --out out\n"
     assert process.returncode == 75
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "workers"), [("train", 0), ("train", 2), ("evaluate", 2)])
+def test_the_interpreter_ends_in_silence_too(command: str, workers: int, tmp_path: Path, trained: dict[str, Path]):
+    """A generator that outlives the handlers of signals, or a worker that nobody ends, shows only when Python ends."""
+    moment = OF_EVALUATORS[0]
+    arguments = arguments_of(command, moment, workers, tmp_path, trained)
+    start = f"import pausing; pausing.pause_at({moment.point!r}, {str(tmp_path)!r}, **{moment.options!r})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{start}; from maskzoo.__main__ import main; main()", *map(str, arguments)],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )  # fmt: skip
+    while not (tmp_path / "here").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    (tmp_path / "on").touch()
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert [line for line in errors.splitlines() if ACKNOWLEDGED not in line] == [errors.splitlines()[-1]]
+    assert errors.splitlines()[-1].startswith("Stopped while" if command == "evaluate" else "Stopped before")
+    assert process.returncode == 75
+    assert left(process.pid, tmp_path) == []
+
+
+def test_a_batch_of_an_evaluation_is_not_waited_for():
+    """It may take minutes, and is of no use."""
+    data, asked = noise_images(count=8, labelled=True), []
+    encoder = WholeImages(tiny_objective().backbone, data, (32, 32), stopping=lambda: len(asked) > 2)
+    blocks = encoder.backbone.model.blocks
+    for block in blocks:
+        block.register_forward_hook(lambda *_: asked.append(1))
+    blocks[0].register_forward_hook(lambda *_: asked.extend([1, 1]))
+    with pytest.raises(StoppedError):
+        encoder.features(data.train)
+    assert len(asked) == 3  # the second block was not begun
+    assert not any(block._forward_pre_hooks for block in blocks)
 
 
 def test_what_an_evaluator_leaves_half_read_is_closed():

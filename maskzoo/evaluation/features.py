@@ -13,6 +13,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from maskzoo import processes
 from maskzoo.data.whole import usual_workers, whole_batches
 from maskzoo.errors import ContractError, StoppedError
 from maskzoo.protocols import Dataset, Objective, Pooling, Split, Stream
@@ -76,7 +77,7 @@ class WholeImages:
 
     def _latent(self, images: Tensor) -> Tensor:
         """[B, P + N, D]; no_grad and not inference_mode, since a probe may be trained on what comes out."""
-        with evaluating(self.backbone), torch.no_grad():
+        with evaluating(self.backbone, self.refuse_if_stopping), torch.no_grad():
             latent: Tensor = self.backbone(images.to(self.device))
         if not latent.isfinite().all():
             raise ContractError("the encoder's features are not finite: its weights have gone bad")
@@ -143,7 +144,7 @@ class WholeImages:
         scores, labels = [], []
         with closing(self.batches(split, some_of(split, images))) as source:
             for some, told in source:
-                with evaluating(model), torch.no_grad():
+                with evaluating(model, self.refuse_if_stopping), torch.no_grad():
                     foretold = model.predict(some.to(self.device))
                 if foretold is None:
                     return None
@@ -216,12 +217,23 @@ def evenly_spread(total: int, wanted: int | None) -> list[int]:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside, and then every part in the mode it was in, which need not be one for all."""
+def evaluating(module: nn.Module, refuse: Callable[[], None] | None = None) -> Iterator[None]:
+    """Eval mode inside, and then every part in the mode it was in, which need not be one for all.
+
+    `refuse` is called before each block of the module, and may raise: a batch of a large model takes minutes on a CPU.
+    Several processes go through their blocks together, so there it is not.
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
+    hooks = []
+    if refuse is not None and processes.world() == 1:
+        lists = [part for part, _ in modes if isinstance(part, nn.ModuleList | nn.Sequential)]
+        blocks = {block for parts in lists for block in parts if block._compiled_call_impl is None}  # or it would again
+        hooks = [block.register_forward_pre_hook(lambda *_: refuse()) for block in blocks]
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for part, training in modes:
             part.training = training

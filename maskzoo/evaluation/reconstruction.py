@@ -54,7 +54,7 @@ class Reconstruction:
         with closing(encoder.batches(dataset.test, some_of(dataset.test, at_most(self.images)))) as source:
             for some, _ in source:
                 noise = torch.rand(len(some), patches, generator=generator).to(encoder.device)
-                with evaluating(objective), torch.no_grad():
+                with evaluating(objective, encoder.refuse_if_stopping), torch.no_grad():
                     loss = objective(some.to(encoder.device), Mask.hide_top(noise, count)).loss
                 total += loss.item() * len(some)
                 images += len(some)
