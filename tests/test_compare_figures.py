@@ -125,6 +125,9 @@ def test_curves_that_coincide_are_drawn_side_by_side():
     assert len({float(mean[2]) for mean in means}) == 4
     assert numpy.array_equal(means[1], rising[1][0])
     assert _aside([flat, flat], "loss") == [flat, flat]
+    far = [values.mean() for _, values in _aside([flat] * 20, "factor")]
+    assert len(set(far)) == 20
+    assert max(map(abs, far)) < 0.2  # a factor of 0 is still read as one
 
 
 def test_the_warning_about_losses_is_inside_the_figure(tmp_path: Path):

@@ -368,13 +368,17 @@ def test_scores_choose_the_columns_of_a_table(tmp_path: Path):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 @pytest.mark.parametrize("columns", ["onecolumn", "twocolumn"])
 @pytest.mark.parametrize("number", [1, 3, 4])
-def test_a_table_compiles_in_one_column_and_in_two(tmp_path: Path, columns: str, number: int):
+@pytest.mark.parametrize(
+    "maskers",
+    [("random", "attmask+partner"), ("random", "edges+linear:0:-0.5 optimizer.weight_decay=0.05 train.clip=0.1")],
+)
+def test_a_table_compiles_in_one_column_and_in_two(tmp_path: Path, columns: str, number: int, maskers: tuple[str, str]):
     names = ["knn/top1", "linear/top1", "reconstruction/loss on fixed masks", "finetune/top1"][:number]
-    paths = [
-        make_run(tmp_path / f"{masker}{seed}", masker, seed, dict.fromkeys(names, 0.5123 + 0.017 * seed))
-        for masker in ("random", "attmask+partner")
+    paths = {
+        make_run(tmp_path / f"{masker[:9]}{seed}", masker, seed, dict.fromkeys(names, 0.5123 + 0.017 * seed)): masker
+        for masker in maskers
         for seed in range(3)
-    ]
+    }
     preamble = (
         rf"\documentclass[{columns}]{{article}}\usepackage{{booktabs}}\begin{{document}}\ref{{tab:maskzoo-digits}}"
     )

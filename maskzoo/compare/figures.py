@@ -12,6 +12,7 @@ import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from maskzoo.compare.cells import Cell, Comparison
 from maskzoo.compare.drawing import STYLE, add_legend, file_name, looks, new_figure, save, short_names, titled
@@ -25,7 +26,7 @@ CURVES = (
 )
 BANDS = 8  # cells beyond which bands would hide each other
 MARKED = 8  # marks on a curve
-STEP_ASIDE = 0.018  # of the axis, by which a curve is moved that would lie on another
+STEP_ASIDE, FARTHEST_ASIDE = 0.018, 0.07  # of the axis, by which curves are moved that would lie on another
 Curve = tuple[numpy.ndarray, numpy.ndarray]  # steps [T], values [seeds, T]
 
 
@@ -152,6 +153,7 @@ def _curves(comparison: Comparison, cells: Sequence[Cell], name: str, title: str
 
 def _axes(axes: Axes, name: str, label: str) -> None:
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(label)
     if name in RANGES:
         axes.set_ylim(*RANGES[name])
@@ -169,12 +171,13 @@ def _aside(curves: Sequence[Curve], name: str) -> list[Curve]:
     """The same curves, of which none lies wholly on another: those of dials often do."""
     if name not in RANGES:
         return list(curves)
-    step = STEP_ASIDE * (RANGES[name][1] - RANGES[name][0])
+    whole = RANGES[name][1] - RANGES[name][0]
     moved = []
     for place, (at, values) in enumerate(curves):
-        alike = sum(_coincide((at, values), other, step / 4) for other in curves[:place])
+        alike = [_coincide((at, values), other, whole * STEP_ASIDE / 4) for other in curves]
+        step = whole * min(STEP_ASIDE, FARTHEST_ASIDE / max(1, sum(alike) - 1))
         sign = 1 if values.mean(axis=0)[-1] <= 0 else -1  # towards the middle, where there is room
-        moved.append((at, values + sign * alike * step))
+        moved.append((at, values + sign * sum(alike[:place]) * step))
     return moved
 
 

@@ -17,6 +17,7 @@ from maskzoo.compare.tables import BUDGETS, NONE, Column, Entry, columns, not_tr
 from maskzoo.plain import printable
 
 STAR = "$^{*}$"
+NAME, FOLDED = 26, "9em"  # letters of a name on one line, and the width of a column of longer ones
 HEAD = 18  # letters of a head on one line
 ABREAST = 3  # scores side by side in a float
 PRINTED_COSTS = {"GFLOPs an image": "GFLOPs", "minutes": "min"}  # for which a paper has room
@@ -73,10 +74,13 @@ def _float(comparison: Comparison, scores: Sequence[str], number: int) -> str:
         *(text for group in groups for text in group),
         *([_latex_entry(entry) for entry in column.entries] for column in tail),
     ]
+    if long := max(len(entry.text) for entry in table[0].entries) > NAME:
+        texts[0] = [_foldable(name) for name in texts[0]]
     above = [*(" & ".join(row) + r" \\" for row in rows_of_heads), " ".join(rules)] if groups else []
     rows = [" & ".join(row) + r" \\" for row in zip(*texts, strict=True)]
     inside = [r"\toprule", *above, " & ".join(lower) + r" \\", r"\midrule", *rows, r"\bottomrule"]
     environment = "table*" if len(scores) > 1 else "table"
+    names = rf"p{{{FOLDED}}}" if long else "l"
     return "\n".join(
         [
             rf"\begin{{{environment}}}",
@@ -86,7 +90,7 @@ def _float(comparison: Comparison, scores: Sequence[str], number: int) -> str:
             r"  \smallskip",
             r"  \footnotesize",
             r"  \setlength{\tabcolsep}{2.5pt}",
-            rf"  \begin{{tabular}}{{@{{}}{'l' + 'r' * (len(lower) - 1)}@{{}}}}",
+            rf"  \begin{{tabular}}{{@{{}}{names}{'r' * (len(lower) - 1)}@{{}}}}",
             *(f"    {line}" for line in inside),
             r"  \end{tabular}",
             rf"\end{{{environment}}}",
@@ -120,6 +124,11 @@ def _broken(head: str) -> list[str]:
         return [head]
     middle = min(spaces, key=lambda place: abs(place - len(head) / 2))
     return [head[:middle], head[middle + 1 :]]
+
+
+def _foldable(name: str) -> str:
+    """A long name that may go on in the next line, also where it has no space."""
+    return r"\raggedright " + re.sub(r"(\.(?!\d)|[=+:,/]|\\_)(?=\S)", r"\1\\allowbreak{}", name)
 
 
 def _label(comparison: Comparison, number: int) -> str:

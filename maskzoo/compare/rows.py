@@ -16,6 +16,7 @@ from maskzoo.compare.findings import LEAST_PAIRS, verdict
 
 ROW, ABREAST = 0.27, 3  # inches of a row; panels side by side
 PANELS = {1: 4.6, 2: 3.6, 3: 2.9}  # inches of a panel, by how many stand side by side
+ROOM = 18  # letters of the baseline's name below a panel
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"))
 
 
@@ -74,7 +75,9 @@ def _differences(
     unit = "points" if sign == "%" else "in its own unit"
     unit = " (points)" if sign == "%" else ""
     way = "higher is better \u2192" if better == "higher" else "\u2190 lower is better"
-    literal(axes.set_xlabel(f"difference to {short_names([comparison.baseline])[comparison.baseline]}{unit}\n{way}"))
+    name = short_names([comparison.baseline])[comparison.baseline]
+    base_name = name if len(name) <= ROOM else "the baseline"
+    literal(axes.set_xlabel(f"difference to {base_name}{unit}\n{way}"))
 
 
 def _keep_in_sight(axes: Axes, row: int, gaps: Sequence[float], decimals: int) -> None:
