@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from timm.optim import (
 from torch import nn
 
 from maskzoo.backbones import skeleton
+from maskzoo.blame import blaming, plugin_error, refuses
 from maskzoo.defaults import settled
 from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
-from maskzoo.errors import ContractError, MaskZooError, RecipeError
+from maskzoo.errors import ContractError, MaskZooError, PluginError, RecipeError
 from maskzoo.matrix import unmet
 from maskzoo.plain import quoted, rooted
 from maskzoo.processes import world
@@ -37,6 +39,7 @@ from maskzoo.protocols import (
 )
 from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, TrainRecipe, Use, describe, make, make_dial, plain_of
 from maskzoo.registry import Registry, indefinite, nearest
+from maskzoo.schedules import schedules_in, set_up, value_of
 from maskzoo.seeds import stream_seed
 from maskzoo.teacher import Teacher
 from maskzoo.train import Session
@@ -52,6 +55,7 @@ ELSEWHERE = {  # options of timm's create_optimizer_v2 that are keys of the reci
     **dict.fromkeys(("filter_bias_and_bn", "param_group_fn"), "vectors and biases are never decayed"),
     **dict.fromkeys(("model_or_params", "params"), "all of the model's parameters are moved"),
 }
+MAE_BETAS = (0.9, 0.95)
 FUSED = ("adam", "adamw")  # torch's own, of which all parameters are moved in one go
 FIRST_SCALE = 2.0**14  # of an fp16 loss; torch's 2 ** 16 overflows in the first steps of most runs
 
@@ -78,23 +82,25 @@ def build(
         classes = {} if dataset.classes is None else {"classes": len(dataset.classes)}
         objective: Any = make(registry, "objective", recipe.objective, "recipe.objective", **classes)
         _refuse_other_classes(objective, dataset)
-        _set_up("recipe.objective", objective, backbone)
+        set_up_module("recipe.objective", objective, backbone)
         torch.manual_seed(stream_seed(train.seed, "strategy"))  # so that every masker starts with the same model
         strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
         _refuse_lost_parameters(strategy)
-        _set_up("recipe.masking.strategy", strategy, objective)
+        set_up_module("recipe.masking.strategy", strategy, objective)
     objective.to(engine.device)
     strategy.to(engine.device)
     check_needs(strategy, objective, dataset)
 
     def schedule(use: Use | None, path: str, low: float = -math.inf, high: float = math.inf) -> CurriculumSchedule:
         made: CurriculumSchedule = make_dial(registry, use, path)  # type: ignore[arg-type]  # it is settled
-        made.setup(steps / steps_in_epoch, steps)
+        with blaming(path):
+            set_up(made, steps / steps_in_epoch, steps)
         check_range(made, path, moments, low, high)
         return made
 
     for inner in [*schedules_in(strategy), *schedules_in(objective)]:
-        inner.setup(steps / steps_in_epoch, steps)
+        with blaming("recipe.masking.strategy"):
+            set_up(inner, steps / steps_in_epoch, steps)
     for part in strategy.modules():
         if isinstance(part, Part) and part.curriculum is not None:
             check_range(part.curriculum, "recipe.masking.strategy: a part's curriculum", moments, -1.0, 1.0)
@@ -103,11 +109,12 @@ def build(
     curriculum: CurriculumSchedule = make(
         registry, "schedule", choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum"
     )
-    curriculum.setup(steps / steps_in_epoch, steps)
+    with blaming("recipe.masking.curriculum"):
+        set_up(curriculum, steps / steps_in_epoch, steps)
     check_range(curriculum, "recipe.masking.curriculum", moments, -1.0, 1.0)
     refuse_meaningless(curriculum, strategy, moments)
     lr = schedule(recipe.optimizer.lr, "recipe.optimizer.lr", 0.0)
-    own = recipe.masking.optimizer or recipe.optimizer
+    own = recipe.masking.optimizer or attrs.evolve(recipe.optimizer, layer_decay=None)
     strategy_lr = schedule(own.lr, "recipe.masking.optimizer.lr", 0.0)
     decay = schedule(recipe.teacher.decay, "recipe.teacher.decay", 0.0, 1.0)
 
@@ -130,12 +137,12 @@ def build(
         "masking": attrs.evolve(
             recipe.masking, ratio=describe(ratio), strategy=describe(strategy), curriculum=describe(curriculum)
         ),
-        "optimizer": attrs.evolve(recipe.optimizer, lr=describe(lr)),
+        "optimizer": attrs.evolve(recipe.optimizer, lr=describe(lr), betas=settled_betas(recipe.optimizer)),
         "teacher": attrs.evolve(recipe.teacher, decay=describe(decay)),
         "train": attrs.evolve(train, precision=engine.precision),
     }
     if recipe.masking.optimizer is not None:
-        own_described = attrs.evolve(own, lr=describe(strategy_lr))
+        own_described = attrs.evolve(own, lr=describe(strategy_lr), betas=settled_betas(own))
         uses["masking"] = attrs.evolve(uses["masking"], optimizer=own_described)
     return Session(
         recipe=plain_of(attrs.evolve(recipe, **uses)),
@@ -266,9 +273,19 @@ def refuse_meaningless(curriculum: CurriculumSchedule, strategy: MaskingStrategy
 def check_range(schedule: CurriculumSchedule, path: str, moments: list[float], low: float, high: float) -> None:
     """Refuse a schedule of which a value leaves [low, high] at one of the moments."""
     for progress in moments:
-        if not low <= schedule(progress) <= high:
+        value = number_from(schedule, progress, path)
+        if not low <= value <= high:
             bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-            raise RecipeError(f"{path}: must be {bounds}, got {schedule(progress):g} at progress {progress:g}")
+            raise RecipeError(f"{path}: must be {bounds}, got {value:g} at progress {progress:g}")
+
+
+def number_from(schedule: CurriculumSchedule, progress: float, path: str) -> float:
+    """What a schedule says at `progress`; whatever is wrong with it begins with the key's path."""
+    try:
+        with blaming(path):
+            return value_of(schedule, progress)
+    except ContractError as problem:
+        raise PluginError(f"{path}: {problem}") from problem
 
 
 def points(steps: int) -> list[float]:
@@ -300,7 +317,7 @@ def check_ratio(
     Returns the least number of patches to hide and to show under a moving ratio, whose count is clamped to that.
     """
     path, patches = "recipe.masking.ratio", math.prod(objective.backbone.grid)
-    values = sorted({ratio(progress) for progress in moments})
+    values = sorted({number_from(ratio, progress, path) for progress in moments})
     if values[0] < 0 or values[-1] >= 1:
         wrong = values[0] if values[0] < 0 else values[-1]
         raise RecipeError(f"{path}: the share of hidden patches must be at least 0 and less than 1, got {wrong:g}")
@@ -319,40 +336,53 @@ def check_ratio(
     return 0, 0
 
 
-def schedules_in(strategy: Any) -> list[CurriculumSchedule]:
-    """The schedules that a strategy and its parts hold as options."""
-    found = []
-    for module in strategy.modules():
-        held = [module.curriculum] if isinstance(module, Part) else list(vars(module).values())
-        for value in held:
-            several = value if isinstance(value, list | tuple) else [value]
-            # A module looks like a schedule to a runtime check: it can be called, and a strategy has name and setup.
-            found += [one for one in several if isinstance(one, CurriculumSchedule) and not isinstance(one, nn.Module)]
-    return found
-
-
 def make_optimizer(
     recipe: OptimizerRecipe, modules: list[Any], path: str, backbone: Any | None = None
 ) -> torch.optim.Optimizer:
     """One of timm's optimizers over the modules' trained parameters; no decay on vectors and biases."""
     groups = [group for module in modules for group in parameter_groups(recipe, module, path, backbone)]
-    options = dict(recipe.options)
-    for name in ELSEWHERE.keys() & options.keys():
-        raise RecipeError(f"{path}.options: {name} cannot be given here; {ELSEWHERE[name]}")
     known = list_optimizers()
     if recipe.use not in known:
         raise RecipeError(f"{path}.use: no optimizer named '{recipe.use}'; {nearest(recipe.use, known)}")
-    if get_optimizer_info(recipe.use).has_betas:
-        options.setdefault("betas", tuple(recipe.betas))
-    elif tuple(recipe.betas) != OptimizerRecipe().betas:
-        raise RecipeError(f"{path}.betas: the optimizer '{recipe.use}' has none")
+    options = _optimizer_options(recipe, path)
+    # A step on two small parameters: whatever it needs and lacks, such as a closure, shows before training.
+    tried = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
+    for parameter in tried:
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            create_optimizer_v2([{"params": tried}], opt=recipe.use, lr=0.0, **options).step()
+        return create_optimizer_v2(groups, opt=recipe.use, lr=0.0, **options)  # type: ignore[no-any-return]
+    except Exception as problem:  # timm's code, and that of libraries that may not be here
+        words = " ".join(str(problem).split()) or type(problem).__name__
+        if recipe.options:
+            raise RecipeError(f"{path}.options: {recipe.use} refuses {quoted(options)}: {words}") from problem
+        raise RecipeError(f"{path}.use: the optimizer '{recipe.use}' cannot be used here: {words}") from problem
+
+
+def settled_betas(recipe: OptimizerRecipe) -> tuple[float, ...] | None:
+    """The betas of an optimizer: the recipe's, or MAE's where it takes two; None: its own."""
+    if recipe.betas is not None or recipe.use not in list_optimizers():
+        return recipe.betas
+    return MAE_BETAS if get_optimizer_info(recipe.use).num_betas == len(MAE_BETAS) else None
+
+
+def _optimizer_options(recipe: OptimizerRecipe, path: str) -> dict[str, Any]:
+    """What timm is told of an optimizer beside its rate. Raises RecipeError for betas that it does not take."""
+    options, info, betas = dict(recipe.options), get_optimizer_info(recipe.use), settled_betas(recipe)
+    for name in ELSEWHERE.keys() & options.keys():
+        raise RecipeError(f"{path}.options: {name} cannot be given here; {ELSEWHERE[name]}")
+    if not info.has_betas:
+        if betas not in (None, MAE_BETAS):
+            raise RecipeError(f"{path}.betas: the optimizer '{recipe.use}' has none")
+    elif betas is not None:
+        if len(betas) != info.num_betas:
+            raise RecipeError(f"{path}.betas: the optimizer '{recipe.use}' takes {info.num_betas}, got {list(betas)}")
+        options.setdefault("betas", tuple(betas))
     if recipe.use in FUSED:
         options.setdefault("fused", True)
-    try:
-        return create_optimizer_v2(groups, opt=recipe.use, lr=0.0, **options)  # type: ignore[no-any-return]
-    except Exception as problem:  # nearly anything: a hundred optimizers check their options in a hundred ways
-        words = " ".join(str(problem).split()) or type(problem).__name__
-        raise RecipeError(f"{path}.options: {recipe.use} refuses {quoted(options)}: {words}") from problem
+    return options
 
 
 def parameter_groups(recipe: OptimizerRecipe, module: Any, path: str, backbone: Any | None) -> list[dict[str, Any]]:
@@ -364,8 +394,11 @@ def parameter_groups(recipe: OptimizerRecipe, module: Any, path: str, backbone: 
     if recipe.layer_decay is None:
         groups = param_groups_weight_decay(module, recipe.weight_decay, no_weight_decay_list=undecayed)
         return [group for group in groups if group["params"]]
-    if place is None or backbone is None:
+    if backbone is None:
         raise RecipeError(f"{path}.layer_decay: is for the backbone's layers, and there is none here")
+    if place is None:  # a learner whose loss joins the model's: all of it is on top
+        groups = param_groups_weight_decay(module, recipe.weight_decay)
+        return [group for group in groups if group["params"]]
     if not isinstance(getattr(backbone, "model", None), nn.Module):
         raise RecipeError(f"{path}.layer_decay: needs a timm model, which says what its layers are")
     prefix = f"{place}model."
@@ -411,14 +444,27 @@ def described(dataset: Dataset) -> Any:
         return {"use": dataset.name}
 
 
-def _set_up(path: str, made: Any, sizes: Any) -> None:
+def set_up_module(path: str, made: Any, sizes: Any) -> None:
     """Run a plugin's setup; what it finds wrong with the sizes is said with its path."""
     try:
         made.setup(sizes)
+    except PluginError as problem:
+        raise PluginError(f"{path}: {problem}") from problem.__cause__
     except RecipeError as problem:
+        cause = problem.__cause__
+        bug = None if cause is None or refuses(cause) else plugin_error(cause, path)
+        if bug is not None:  # in a part of a composite
+            raise bug from cause
         raise RecipeError(f"{path}.{problem.key}: {problem}" if problem.key else f"{path}: {problem}") from problem
-    except (MaskZooError, ValueError) as problem:
+    except MaskZooError as problem:
         raise RecipeError(f"{path}: {problem}") from problem
+    except Exception as problem:
+        if refuses(problem):
+            raise RecipeError(f"{path}: {problem}") from problem
+        bug = plugin_error(problem, path)
+        if bug is None:
+            raise
+        raise bug from problem
 
 
 def _refuse_other_classes(objective: Any, dataset: Dataset) -> None:

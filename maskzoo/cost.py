@@ -19,13 +19,22 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from maskzoo.backbones.adapter import pair
-from maskzoo.build import check_needs, check_ratio, choose_curriculum, choose_ratio, make_backbone, points, schedules_in
+from maskzoo.build import (
+    check_needs,
+    check_ratio,
+    choose_curriculum,
+    choose_ratio,
+    make_backbone,
+    points,
+    set_up_module,
+)
 from maskzoo.data.batches import steps_in_epoch
 from maskzoo.defaults import settled
 from maskzoo.errors import ContractError, MaskZooError, RecipeError
 from maskzoo.protocols import MaskingContext, Sample, Strategy
 from maskzoo.recipe import MaskingRecipe, Recipe, Use, make, make_dial
 from maskzoo.registry import Kind, Registry
+from maskzoo.schedules import schedules_in, set_up
 from maskzoo.teacher import Teacher
 from maskzoo.train import LearnerStep, ModelStep, alternate_learners
 
@@ -373,7 +382,7 @@ def _counted(recipe: Recipe, registry: Registry, shape: Any, device: str) -> Cos
         registry, "schedule", choose_curriculum(recipe.masking, step.strategy), "recipe.masking.curriculum"
     )
     for schedule in [ratio, factor, *schedules_in(step.strategy), *schedules_in(step.objective)]:
-        schedule.setup(epochs, steps)
+        set_up(schedule, epochs, steps)
     least = check_ratio(ratio, step.strategy, step.objective, points(steps))
     composed = step.strategy.active.__qualname__ != Strategy.active.__qualname__
     known: dict[Any, dict[str, float]] = {}
@@ -424,11 +433,7 @@ def _built(recipe: Recipe, registry: Registry, shape: Any) -> tuple[Any, Any, An
         objective: Any = make(registry, "objective", recipe.objective, "recipe.objective", **classes)
         strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
         for path, made, sizes in (("objective", objective, backbone), ("masking.strategy", strategy, objective)):
-            try:
-                made.setup(sizes)
-            except (MaskZooError, ValueError) as problem:
-                key = getattr(problem, "key", "")
-                raise RecipeError(f"recipe.{path}{f'.{key}' if key else ''}: {problem}") from problem
+            set_up_module(f"recipe.{path}", made, sizes)
     return backbone, objective, strategy
 
 

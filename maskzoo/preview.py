@@ -27,9 +27,11 @@ from maskzoo.data.folder import MODES, STATISTICS, opened, pixels_of
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.flags import backbone_of
 from maskzoo.pictures import coloured, covered, signed
+from maskzoo.plain import named
 from maskzoo.protocols import CurriculumSchedule, MaskingContext
 from maskzoo.recipe import MaskingRecipe, Use, make, make_dial
 from maskzoo.registry import Registry
+from maskzoo.schedules import set_up
 from maskzoo.sheet import OWNER, Column, draw, half_blocks
 from maskzoo.signals import unfinished
 from maskzoo.trained import open_run
@@ -262,19 +264,21 @@ def _of_run(wish: Wish, run: Path, registry: Registry) -> Players:
         raise RecipeError("--backbone: the run has one; give --run or --backbone, not both")
     trained = open_run(run, registry)
     masking = trained.recipe.masking
-    strategy, note = trained.strategy, f"as seen by the model of '{run}' at step {trained.step}"
-    own: Any = trained.strategy
+    note, own = f"as seen by the model of '{run}' at step {trained.step}", named(masking.strategy)
+    strategy: Any = None
     if wish.masker is not None:
         asked: Any = make(registry, "strategy", wish.masker, "--masker")
-        if asked.name != own.name:
+        if asked.name != own:
             masking = MaskingRecipe(ratio=masking.ratio)
             strategy = asked
             if strategy.learners():
                 raise RecipeError(
-                    f"--masker: '{strategy.name}' learns, and the run '{run}' taught '{own.name}'; give a run of it"
+                    f"--masker: '{strategy.name}' learns, and the run '{run}' taught '{own}'; give a run of it"
                 )
             with torch.random.fork_rng(devices=[]):
                 strategy.setup(trained.objective)
+    if strategy is None:
+        strategy = trained.strategy
     if strategy.learners():
         note += "; what it has learnt is as the run left it, at every moment"
     if wish.ratio is not None:
@@ -307,7 +311,7 @@ def _with_dials(
     curriculum: Any = make(registry, "schedule", choose_curriculum(masking, strategy), "--schedule")
     ratio: Any = make_dial(registry, choose_ratio(masking, objective), "--ratio")
     for schedule in (curriculum, ratio):
-        schedule.setup(1, STEPS)
+        set_up(schedule, 1, STEPS)
     moments = moments_of(wish)
     with _named_as_here():
         refuse_meaningless(curriculum, strategy, moments)

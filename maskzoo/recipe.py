@@ -56,7 +56,8 @@ class OptimizerRecipe:
     lr: Use | None = None
     # of weights; not of vectors and biases
     weight_decay: float = attrs.field(default=0.05, validator=attrs.validators.ge(0))
-    betas: tuple[float, float] = (0.9, 0.95)  # of optimizers that have them
+    # of optimizers that have them; open: (0.9, 0.95), or the optimizer's own where it takes three
+    betas: tuple[float, ...] | None = None
     layer_decay: float | None = attrs.field(  # rate of each layer of the backbone to that of the next; None: all alike
         default=None, validator=attrs.validators.optional(attrs.validators.and_(positive, attrs.validators.le(1.0)))
     )

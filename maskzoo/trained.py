@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
+from torch import nn
 
 from maskzoo import checkpoint
 from maskzoo.backbones.adapter import without_fetching
-from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.build import set_up_module
+from maskzoo.errors import DataError, MaskZooError, RecipeError
+from maskzoo.plain import named, read_json
 from maskzoo.protocols import Dataset
 from maskzoo.recipe import Recipe, make, read
 from maskzoo.registry import Registry
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Trained:
-    """What a run has left: its model and masker in eval mode on the CPU, and the recipe that made them."""
+    """What a run has left: its model and masker in eval mode on the CPU, and the recipe that made them.
+
+    The masker is built when it is first asked for, since an encoder is evaluated and exported without one.
+    """
 
     path: Path
     recipe: Recipe
     objective: Any  # an nn.Module and an Objective
-    strategy: Any  # an nn.Module and a MaskingStrategy
+    _strategy: Any  # an nn.Module and a MaskingStrategy, or the function that builds it
     step: int  # of the checkpoint
     registry: Registry
     damaged: Sequence[str] = ()  # a sentence for each newer checkpoint that could not be read
+
+    @functools.cached_property
+    def strategy(self) -> Any:
+        """The masker, an nn.Module and a MaskingStrategy. RecipeError where its plugin is gone or broken."""
+        return self._strategy if isinstance(self._strategy, nn.Module) else self._strategy()
 
     @property
     def backbone(self) -> Any:
@@ -62,11 +74,36 @@ def open_run(path: Path, registry: Registry) -> Trained:
         with torch.random.fork_rng(devices=[]), without_fetching():
             backbone: Any = make(registry, "backbone", recipe.backbone, "recipe.backbone")
             objective: Any = make(registry, "objective", recipe.objective, "recipe.objective")
-            objective.setup(backbone)
-            strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
-            strategy.setup(objective)
+            set_up_module("recipe.objective", objective, backbone)
         objective.load_state_dict(objective_state)
-        strategy.load_state_dict(state["state"]["strategy"])
+        strategy_state = state["state"]["strategy"]
     except (MaskZooError, RuntimeError, KeyError) as problem:
         raise RecipeError(f"the run '{path}' cannot be rebuilt: {problem}") from problem
-    return Trained(path, recipe, objective.eval(), strategy.eval(), state["step"], registry, damaged)
+    masker = functools.partial(_masker, path, recipe, objective, strategy_state, registry)
+    return Trained(path, recipe, objective.eval(), masker, state["step"], registry, damaged)
+
+
+def _masker(path: Path, recipe: Recipe, objective: Any, state: Mapping[str, Any], registry: Registry) -> Any:
+    """The masker of a run, in eval mode."""
+    try:
+        with torch.random.fork_rng(devices=[]), without_fetching():
+            made: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
+            set_up_module("recipe.masking.strategy", made, objective)
+        made.load_state_dict(state)
+    except (MaskZooError, RuntimeError, KeyError) as problem:
+        origin = _origin(path, named(recipe.masking.strategy))
+        raise RecipeError(f"the masker of the run '{path}' cannot be rebuilt: {problem}{origin}") from problem
+    return made.eval()
+
+
+def _origin(path: Path, masker: str) -> str:
+    """From which distribution a run had its masker, as its environment.json says."""
+    try:
+        environment = read_json(path / "environment.json", missing={})
+    except DataError:
+        return ""
+    used = environment.get("used") if isinstance(environment, dict) else None
+    for one in used if isinstance(used, list) else []:
+        if isinstance(one, dict) and (one.get("kind"), one.get("name")) == ("strategy", masker):
+            return f"; the run had '{masker}' from {one.get('distribution')} {one.get('version')}"
+    return ""

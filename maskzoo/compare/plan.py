@@ -22,6 +22,7 @@ from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.plain import FREE_KEYS, named, read_json, rooted, same_place, shown, write_json
 from maskzoo.recipe import Recipe, make, parse, plain_of, put, put_beside, read, write
 from maskzoo.registry import Registry, nearest
+from maskzoo.schedules import set_up
 
 BUDGETS = ("epochs", "flops", "time")
 CELL = re.compile(r"(?P<masker>[^+@]+)(\+(?P<schedule>[^@]+))?(@(?P<ratio>.+))?")
@@ -213,7 +214,7 @@ def _row(name: str, plain: Mapping[str, Any], registry: Registry) -> Row:
         strategy = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
         use = choose_curriculum(recipe.masking, strategy)
         curriculum = make(registry, "schedule", use, "recipe.masking.curriculum")
-        curriculum.setup(recipe.train.epochs, POINTS)
+        set_up(curriculum, recipe.train.epochs, POINTS)
         refuse_meaningless(curriculum, strategy, points(POINTS))
         shape = shape_of(recipe, registry)
         steps = steps_of(recipe, shape)
