@@ -36,6 +36,7 @@ from maskzoo.protocols import (
     MaskingStrategy,
     Objective,
     Part,
+    counted,
 )
 from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, TrainRecipe, Use, describe, make, make_dial, plain_of
 from maskzoo.registry import Registry, indefinite, nearest
@@ -322,7 +323,8 @@ def check_ratio(
         wrong = values[0] if values[0] < 0 else values[-1]
         raise RecipeError(f"{path}: the share of hidden patches must be at least 0 and less than 1, got {wrong:g}")
     try:
-        counts = [strategy.count(value, patches) for value in values]
+        with blaming(path):
+            counts = [counted(strategy, value, patches) for value in values]
     except MaskZooError as problem:
         raise RecipeError(f"{path}: {problem}") from problem
     if len(values) > 1:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from maskzoo import processes
-from maskzoo.blame import titled
+from maskzoo.blame import owner_of, titled
 from maskzoo.errors import ContractError
 from maskzoo.guard import Guard
 from maskzoo.mask import Mask
@@ -159,11 +159,7 @@ class MaskingContext:
 
     def counted_by(self, strategy: MaskingStrategy) -> MaskingContext:
         """The same context with the count that this strategy's rounding rule gives. Raises ContractError off [0, N]."""
-        count = strategy.count(self.ratio, self.patches)
-        if not 0 <= count <= self.patches:
-            raise ContractError(
-                f"strategy '{strategy.name}' would hide {count} of {self.patches} patches at ratio {self.ratio:g}"
-            )
+        count = counted(strategy, self.ratio, self.patches)
         return attrs.evolve(self, count=min(max(count, self.least_hidden), self.patches - self.least_shown))
 
     def part(self, index: int, factor: float) -> MaskingContext:
@@ -244,6 +240,17 @@ def rounded_down(value: float) -> int:
 def visible_rounded_down(ratio: float, patches: int) -> int:
     """Patches to hide when the visible share is rounded down: N - floor(N * (1 - ratio)), as MAE does."""
     return patches - rounded_down(patches * (1 - ratio))
+
+
+def counted(strategy: MaskingStrategy, ratio: float, patches: int) -> int:
+    """H by a strategy's rounding rule. Raises ContractError where that is no whole number in [0, N]."""
+    count: Any = strategy.count(ratio, patches)
+    where = f"strategy '{strategy.name}'"
+    if isinstance(count, bool) or not hasattr(count, "__index__") or (isinstance(count, Tensor) and count.numel() != 1):
+        raise ContractError(f"{where} ({owner_of(type(strategy))}) counts {count!r} patches; count() is a whole number")
+    if not 0 <= count <= patches:
+        raise ContractError(f"{where} would hide {count} of {patches} patches at ratio {ratio:g}")
+    return int(count)
 
 
 class MaskingStrategy(Protocol):

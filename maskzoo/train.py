@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from maskzoo.alarms import BAD_SCORES, spread
+from maskzoo.checks import checked_loss, checked_mask, checked_outcome
 from maskzoo.engine import Engine, Mover, average_statistics, exchanging, refuse_unused
-from maskzoo.errors import ContractError
 from maskzoo.mask import Mask
 from maskzoo.processes import gather, rank, world
 from maskzoo.protocols import Batch, CurriculumSchedule, MaskingContext, MaskingStrategy, Objective, Outcome, Strategy
@@ -57,6 +57,7 @@ class Session:
     strategy_every: int = 1  # steps from one step of the learners to the next
     step: int = 0  # the next one to do
     lr_factor: float = 1.0  # of both rates: less than 1 after a run has gone back from figures that were not finite
+    moved: bool = False  # whether the step in hand has moved the model, so that no state is whole before it is done
     stop_asked: bool = False  # whether somebody asked this process for an end after the step in hand
     stopping: bool = False  # whether any process was asked
 
@@ -103,7 +104,11 @@ def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, floa
         figures = Figures()
         lr = session.mover.set_lr(session.lr(now.progress) * session.lr_factor)
         before = Buffers(session.objective)
-        made = move_model(session, model_step, contexts, figures)
+        try:
+            made = move_model(session, model_step, contexts, figures)
+        finally:
+            if not session.moved:
+                before.restore()  # so that what a plugin's bug leaves is the state before this step
         if session.strategy_mover is not None and session.learners_move:
             session.strategy_mover.set_lr(session.strategy_lr(now.progress) * session.lr_factor)
             move_learners(session, learner_steps, contexts, figures)
@@ -122,7 +127,7 @@ def train(session: Session, batches: Iterable[Batch]) -> Iterator[dict[str, floa
         moment = {"step": session.step, "epoch": session.step // session.steps_in_epoch, "progress": now.progress}
         dials = {"factor": now.factor, "ratio": now.ratio, "hidden": now.count, "lr": lr}
         skipped = {"skipped": 0.0 if finite(known, MODEL_FIGURES + STRATEGY_FIGURES) else 1.0}
-        session.step += 1
+        session.step, session.moved = session.step + 1, False
         yield {**moment, **known, **moment, **dials, **skipped}  # no figure may pass for one of ours
         if session.stopping:
             return
@@ -138,14 +143,13 @@ def move_model(
         with exchanging(model_step, now=context is contexts[-1]):
             with session.engine.autocast():
                 mask, outcome, loss, terms = model_step(context)
-            if mask.count not in (None, context.count):
-                raise ContractError(f"strategy '{session.strategy.name}' hid {mask.count} patches, not {context.count}")
             session.mover.backward(loss / len(contexts))
         figures.add(terms)
         if any(listens(strategy) for strategy, _ in session.strategy.active(context)):
             made.append((context, detached(mask), detached(outcome)))  # kept until it is known that the step was taken
         del mask, outcome, loss  # their memory is wanted by what follows
     refuse_unused(model_step)
+    session.moved = True
     figures.add({"grad_norm": session.mover.move(figures.mean("loss") + doubt(contexts))})
     return made
 
@@ -237,7 +241,8 @@ class ModelStep(nn.Module):
     def forward(self, context: MaskingContext) -> tuple[Mask, Outcome, Tensor, dict[str, Tensor]]:
         """The mask, the outcome, the loss [] to go down on, and figures for the log."""
         mask = self.hide(context)
-        outcome = self.objective(context.images, mask, context.labels, context.teacher)
+        made = self.objective(context.images, mask, context.labels, context.teacher)
+        outcome = checked_outcome(self.objective, made)
         context.guard.refuse_changed("objective", self.objective)
         figures = {"loss": outcome.loss.detach(), **outcome.metrics}
         hidden = gather(mask.hidden.byte())  # [B * world, N]
@@ -277,7 +282,7 @@ def alternate_learners(strategy: MaskingStrategy) -> list[MaskingStrategy]:
 
 def chosen(strategy: MaskingStrategy, choose: Callable[[MaskingContext], Mask], context: MaskingContext) -> Mask:
     """The mask that a strategy chooses by its `choose`; that of one with a way of its own is watched as any other."""
-    mask = choose(context)
+    mask = checked_mask(strategy, getattr(choose, "__name__", "mask"), choose(context), context)
     context.guard.refuse_changed("strategy", strategy)
     if mask.scores is not None and getattr(choose, "__func__", None) not in (Strategy.mask, Strategy.soft_mask):
         context.guard.count(f"{strategy.name}{context.branch}", mask.scores)
@@ -289,7 +294,7 @@ def judged(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A learner's loss [], and its terms for the log under the learner's name (and place, in a composite)."""
     outcome = attrs.evolve(outcome, metrics={})  # the objective's own figures are not the learner's
-    loss = learner.loss(context, mask, outcome)
+    loss = checked_loss(learner, learner.loss(context, mask, outcome), outcome.metrics)
     context.guard.refuse_changed("strategy", learner)
     terms = {**outcome.metrics, "loss": loss.detach()}
     return loss, {f"{learner.name}{context.branch}/{name}": value for name, value in terms.items()}

@@ -38,7 +38,7 @@ LEVELS = (
     {"protocols"},
     {"hookspecs"},
     {"registry", "offers"},
-    {"recipe", "schedules", "defaults", "backbones", "objectives", "teacher", "testing", "engine"},
+    {"recipe", "schedules", "checks", "defaults", "backbones", "objectives", "teacher", "testing", "engine"},
     {"train"},
     {"build", "checkpoint", "weights", "matrix", "trained"},
     {"official", "data", "evaluation", "pictures", "sheet", "loggers", "diagnosis", "folder", "flags", "provenance"},
