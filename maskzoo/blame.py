@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import linecache
 import os
 import re
 import traceback
@@ -95,9 +96,13 @@ def refuses(problem: BaseException) -> bool:
 
 
 def names_used(problem: BaseException) -> set[str]:
-    """The attributes and globals that the code of the plugins at fault names, e.g. {"teacher", "backbone"}."""
-    codes = [frame.f_code for frame, _ in _frames(problem) if _owner(frame.f_globals.get("__name__", ""))]
-    return {name for code in codes for name in code.co_names}
+    """The names in the code of the plugins at fault: attributes, and whatever stands in the lines that raised."""
+    names: set[str] = set()
+    for frame, line in _frames(problem):
+        if _owner(frame.f_globals.get("__name__", "")):
+            names.update(frame.f_code.co_names)
+            names.update(re.findall(r"\w+", linecache.getline(frame.f_code.co_filename, line)))
+    return names
 
 
 def plugin_error(problem: BaseException, path: str = "") -> PluginError | None:

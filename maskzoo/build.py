@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_preci
 from maskzoo.errors import ContractError, MaskZooError, PluginError, RecipeError
 from maskzoo.matrix import unmet
 from maskzoo.plain import quoted, rooted
+from maskzoo.probe import PROBED, try_out
 from maskzoo.processes import world
 from maskzoo.protocols import (
     Backbone,
+    Batch,
     CurriculumSchedule,
     Dataset,
+    MaskingContext,
     MaskingStrategy,
     Objective,
     Part,
@@ -46,6 +49,7 @@ from maskzoo.teacher import Teacher
 from maskzoo.train import Session
 from maskzoo.weights import load_weights
 
+Trial = Callable[[tuple[int, ...], int], Batch]  # (size, count) -> images on which a step is tried out
 MOST_POINTS = 20_001
 ELSEWHERE = {  # options of timm's create_optimizer_v2 that are keys of the recipe, or without effect on groups
     "opt": "it is `use`",
@@ -62,11 +66,18 @@ FIRST_SCALE = 2.0**14  # of an fp16 loss; torch's 2 ** 16 overflows in the first
 
 
 def build(
-    recipe: Recipe, dataset: Dataset, registry: Registry, *, steps_in_epoch: int, resuming: bool = False
+    recipe: Recipe,
+    dataset: Dataset,
+    registry: Registry,
+    *,
+    steps_in_epoch: int,
+    resuming: bool = False,
+    trial: Trial | None = None,
 ) -> Session:
     """The live objects of a run on `dataset`, its weights drawn from the recipe's seed.
 
-    Where the run is `resuming` from a checkpoint, the weights to start from are not asked for any more.
+    Where the run is `resuming` from a checkpoint, the weights to start from are not asked for any more. With images
+    for a `trial`, a step is tried out on them, of which nothing remains.
     Raises RecipeError or ContractError, before any training, for whatever does not fit together.
     """
     recipe = settled(recipe, len(dataset.train), world() * recipe.train.accumulate)
@@ -130,6 +141,8 @@ def build(
             "cannot be sharded; use ddp"
         )
     teacher = Teacher(objective) if "teacher" in strategy.needs | objective.needs else None
+    if trial is not None:
+        _try(trial, objective, strategy, teacher, engine, (ratio, curriculum), (least_hidden, least_shown), train)
     prepare_blocks(objective, strategy, teacher, train, engine)
     uses = {
         "data": described(dataset),
@@ -167,6 +180,52 @@ def build(
         accumulate=train.accumulate,
         strategy_every=recipe.masking.strategy_every,
     )
+
+
+def _try(
+    trial: Trial,
+    objective: Any,
+    strategy: Any,
+    teacher: Teacher | None,
+    engine: Engine,
+    dials: tuple[CurriculumSchedule, CurriculumSchedule],
+    least: tuple[int, int],
+    train: TrainRecipe,
+) -> None:
+    """Take a step on two images, or, where that fails, on as many as a real one has: a plugin may need them all."""
+    backbone = objective.backbone
+    size = tuple(count * side for count, side in zip(backbone.grid, backbone.patch_size, strict=True))
+    whole = max(PROBED, train.batch // (world() * train.accumulate))
+    for count in dict.fromkeys((PROBED, whole)):
+        batch = trial(size, count).to(engine.device)
+        context = MaskingContext(
+            images=batch.images,
+            labels=batch.labels,
+            index=batch.index,
+            extras=batch.extras,
+            ratio=0.0,
+            count=0,
+            factor=0.0,
+            progress=0.0,
+            student=objective,
+            teacher=None if teacher is None else teacher.module,  # type: ignore[arg-type]  # an objective
+            grid=tuple(backbone.grid),
+            seed=train.seed,
+            least_hidden=least[0],
+            least_shown=least[1],
+        )
+
+        def context_at(progress: float, context: MaskingContext = context) -> MaskingContext:
+            ratio, factor = (dial(progress) for dial in dials)
+            return attrs.evolve(context, ratio=ratio, factor=factor, progress=progress)
+
+        try:
+            try_out(objective, strategy, teacher, engine, context_at)
+        except PluginError:
+            if count == whole:
+                raise
+        else:
+            break
 
 
 def make_engine(train: TrainRecipe) -> Engine:

@@ -29,7 +29,9 @@ def checked_mask(strategy: Any, method: str, mask: object, context: MaskingConte
             f"have {expected} patches on {device}"
         )
     if mask.count not in (None, context.count):
-        raise ContractError(f"{where} hid {mask.count} patches, not {context.count}")
+        raise ContractError(
+            f"strategy '{strategy.name}' hid {mask.count} patches, not {context.count} ({_owner(strategy, method)})"
+        )
     return mask
 
 

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from maskzoo.backbones.adapter import pair
+from maskzoo.blame import blaming
 from maskzoo.build import (
     check_needs,
+    check_range,
     check_ratio,
     choose_curriculum,
     choose_ratio,
@@ -30,8 +32,9 @@ from maskzoo.build import (
 )
 from maskzoo.data.batches import steps_in_epoch
 from maskzoo.defaults import settled
-from maskzoo.errors import ContractError, MaskZooError, RecipeError
-from maskzoo.protocols import MaskingContext, Sample, Strategy
+from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.probe import explaining, reached_by_gradient, refuse_unreached
+from maskzoo.protocols import CurriculumSchedule, MaskingContext, Sample, Strategy
 from maskzoo.recipe import MaskingRecipe, Recipe, Use, make, make_dial
 from maskzoo.registry import Kind, Registry
 from maskzoo.schedules import schedules_in, set_up
@@ -184,10 +187,12 @@ def flops_per_image(recipe: Recipe, registry: Registry, shape: Any = None) -> Co
     out. Raises RecipeError or ContractError for a recipe that could not be trained.
     """
     shape = shape_of(recipe, registry) if shape is None else shape
+    step = _made(recipe, registry, shape, "meta")
+    dials = _dials(recipe, registry, shape, step)
     try:
-        return _counted(recipe, registry, shape, "meta")
-    except (ContractError, RuntimeError):  # somebody looks at values, which a meta tensor has not, or makes some
-        return _counted(recipe, registry, shape, "cpu")
+        return _counted(recipe, step, dials)
+    except Exception:  # somebody looks at values, which a meta tensor has not, or makes some where there are others
+        return _counted(recipe, _made(recipe, registry, shape, "cpu"), dials)
 
 
 def steps_of(recipe: Recipe, shape: Any) -> int | None:
@@ -312,6 +317,7 @@ class _Step:
     teacher: Teacher | None
     images: Tensor  # [B, C, *size]
     labels: Tensor | None
+    reached: set[Any] = attrs.field(factory=set)  # the objective and the learners that a loss depends on
 
     def context(self, ratio: float, factor: float, progress: float, least: tuple[int, int]) -> MaskingContext:
         """What the strategy may see at that moment."""
@@ -334,6 +340,7 @@ class _Step:
         with accounts.open(), self._teacher_pays(accounts):
             loss = step(context)[2]
             loss.backward()
+        self.reached.update(reached_by_gradient([self.objective, *self.strategy.learners()]))
         return accounts.flops
 
     def of_learners(self, context: MaskingContext) -> dict[str, int]:
@@ -346,6 +353,7 @@ class _Step:
                     step = LearnerStep(learner).train()
                     loss, _ = step(seen)
                     torch.autograd.backward(loss, inputs=[one for one in step.parameters() if one.requires_grad])
+                    self.reached.update(reached_by_gradient([learner]))
         return accounts.flops
 
     @contextmanager
@@ -372,18 +380,32 @@ def charged(accounts: _Accounts, owner: str, call: Callable[..., Any]) -> Callab
     return paid
 
 
-def _counted(recipe: Recipe, registry: Registry, shape: Any, device: str) -> Costs:
-    step = _made(recipe, registry, shape, device)
+Dials = tuple[CurriculumSchedule, CurriculumSchedule, tuple[int, int]]
+
+
+def _length(recipe: Recipe, shape: Any) -> tuple[float, int]:
+    """How many epochs and steps the run has, or would have with a usual number of images."""
     steps = steps_of(recipe, shape) or recipe.train.epochs * UNKNOWN_STEPS
     batch = settled(recipe, len(shape.train)).train.batch
-    epochs = steps * batch / (len(shape.train) or UNKNOWN_STEPS * batch)
+    return steps * batch / (len(shape.train) or UNKNOWN_STEPS * batch), steps
+
+
+def _dials(recipe: Recipe, registry: Registry, shape: Any, step: _Step) -> Dials:
+    """The ratio, the factor, and how many patches are hidden and shown at the least, checked as `build` does."""
+    epochs, steps = _length(recipe, shape)
     ratio: Any = make_dial(registry, choose_ratio(recipe.masking, step.objective), "recipe.masking.ratio")
     factor: Any = make(
         registry, "schedule", choose_curriculum(recipe.masking, step.strategy), "recipe.masking.curriculum"
     )
-    for schedule in [ratio, factor, *schedules_in(step.strategy), *schedules_in(step.objective)]:
-        set_up(schedule, epochs, steps)
-    least = check_ratio(ratio, step.strategy, step.objective, points(steps))
+    for schedule, path in ((ratio, "recipe.masking.ratio"), (factor, "recipe.masking.curriculum")):
+        with blaming(path):
+            set_up(schedule, epochs, steps)
+    check_range(factor, "recipe.masking.curriculum", points(steps), -1.0, 1.0)
+    return ratio, factor, check_ratio(ratio, step.strategy, step.objective, points(steps))
+
+
+def _counted(recipe: Recipe, step: _Step, dials: Dials) -> Costs:
+    ratio, factor, least = dials
     composed = step.strategy.active.__qualname__ != Strategy.active.__qualname__
     known: dict[Any, dict[str, float]] = {}
     moments = []
@@ -391,17 +413,19 @@ def _counted(recipe: Recipe, registry: Registry, shape: Any, device: str) -> Cos
         progress = (number + 0.5) / MOMENTS
         context = step.context(ratio(progress), factor(progress), progress, least)
         by_rank = abs(context.factor) * context.count >= 1  # where nothing is, nobody asks for the hardness
-        dials = context.count, by_rank and context.factor > 0, by_rank, progress if composed else None
-        if dials not in known:
-            own, learners = step.of_model(context), step.of_learners(context)
-            known[dials] = {name: own[name] + learners[name] / recipe.masking.strategy_every for name in own}
-        moments.append(known[dials])
-    mean = {name: sum(moment[name] for moment in moments) / MOMENTS / BATCH for name in moments[0]}
+        moment = context.count, by_rank and context.factor > 0, by_rank, progress if composed else None
+        if moment not in known:
+            with explaining(step.strategy, step.objective, context):
+                own, learners = step.of_model(context), step.of_learners(context)
+            known[moment] = {name: own[name] + learners[name] / recipe.masking.strategy_every for name in own}
+        moments.append(known[moment])
+    refuse_unreached(step.objective, step.strategy, step.reached)
+    mean = {name: sum(one[name] for one in moments) / MOMENTS / BATCH for name in moments[0]}
     return Costs(
         **mean,
         parameters=trained_parameters(step.objective),
         strategy_parameters=sum(trained_parameters(learner) for learner in step.strategy.learners()),
-        device=device,
+        device=step.images.device.type,
     )
 
 
@@ -410,9 +434,12 @@ def _made(recipe: Recipe, registry: Registry, shape: Any, device: str) -> _Step:
     try:
         with torch.device(device):
             backbone, objective, strategy = _built(recipe, registry, shape)
-    except MaskZooError:  # a mistake, which will show again; or somebody looks at values while it is built
+    except Exception:  # a mistake, which will show again; or somebody looks at values while it is built
         backbone, objective, strategy = _built(recipe, registry, shape)
     check_needs(strategy, objective, shape)
+    for schedule in [*schedules_in(strategy), *schedules_in(objective)]:
+        with blaming("recipe.masking.strategy"):
+            set_up(schedule, *_length(recipe, shape))
     for module in (objective, strategy):
         module.to(device)
     rows, columns = (count * side for count, side in zip(backbone.grid, backbone.patch_size, strict=True))

@@ -29,6 +29,30 @@ SHOWN_IMAGES = 8
 SHOWN = ("images", "seen", "rebuilt")  # of a moment; the last only where something is rebuilt
 
 
+def whole_images(dataset: Dataset, size: tuple[int, int], count: int) -> Batch:
+    """Whole training images, with all that a strategy may look at. Raises DataError where none can be read."""
+    split = dataset.train
+    samples = {}
+    for place in some_of(split, count):
+        try:
+            samples[place] = split[place]
+        except DataError:
+            continue  # the gallery can do with one image less
+    if not samples:
+        raise DataError(f"none of the images of '{dataset.name}' that were looked at can be read")
+    first = next(iter(samples.values()))
+    labels = [sample.label for sample in samples.values() if sample.label is not None]
+    return Batch(
+        torch.stack([prepare(s.image, size, dataset.mean, dataset.std) for s in samples.values()]),
+        torch.tensor(labels) if dataset.classes is not None else None,
+        torch.tensor(list(samples)),
+        {
+            name: torch.stack([prepare_extra(sample.extras[name], size) for sample in samples.values()])
+            for name in first.extras
+        },
+    )
+
+
 class Gallery:
     """The same images at several moments of training, as `masks/step-*.png` and, in one, `masks/curriculum.png`."""
 
@@ -47,7 +71,7 @@ class Gallery:
         if moments == 0:
             self.steps = set()
         else:
-            self.batch = self._images()
+            self.batch = whole_images(dataset, session.image_size, SHOWN_IMAGES)
 
     def draw_if_due(self) -> None:
         """Draw what the step about to be done would hide, if this is one of the moments."""
@@ -105,29 +129,6 @@ class Gallery:
             images=images,
             seen=covered(images, mask, backbone.grid, backbone.patch_size),
             rebuilt=None if rebuilt is None else self._restored(rebuilt),
-        )
-
-    def _images(self) -> Batch:
-        """Whole training images, with all that a strategy may look at."""
-        split, size = self.dataset.train, self.session.image_size
-        samples = {}
-        for place in some_of(split, SHOWN_IMAGES):
-            try:
-                samples[place] = split[place]
-            except DataError:
-                continue  # the gallery can do with one image less
-        if not samples:
-            raise DataError(f"none of the images of '{self.dataset.name}' that were to be drawn can be read")
-        first = next(iter(samples.values()))
-        labels = [sample.label for sample in samples.values() if sample.label is not None]
-        return Batch(
-            torch.stack([prepare(s.image, size, self.dataset.mean, self.dataset.std) for s in samples.values()]),
-            torch.tensor(labels) if self.dataset.classes is not None else None,
-            torch.tensor(list(samples)),
-            {
-                name: torch.stack([prepare_extra(sample.extras[name], size) for sample in samples.values()])
-                for name in first.extras
-            },
         )
 
     def _restored(self, images: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from maskzoo import checkpoint, processes
 from maskzoo.alarms import Alarms, not_finite
+from maskzoo.blame import blaming, plugin_error
 from maskzoo.build import build
 from maskzoo.data.batches import batches, loader_trouble, steps_in_epoch
 from maskzoo.data.whole import usual_workers
@@ -22,14 +25,15 @@ from maskzoo.defaults import settled
 from maskzoo.diagnosis import first_bad
 from maskzoo.display import display, phrase
 from maskzoo.engine import choose_device, keep_memory
-from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError
+from maskzoo.errors import ContractError, DataError, MaskZooError, PluginError, RecipeError, StoppedError
 from maskzoo.evaluation.features import WholeImages
 from maskzoo.folder import RunFolder
-from maskzoo.gallery import Gallery
+from maskzoo.gallery import Gallery, whole_images
 from maskzoo.loggers.several import Loggers
 from maskzoo.measuring import Measuring
 from maskzoo.memory import PeakMemory
-from maskzoo.plain import json_text
+from maskzoo.plain import json_text, replace
+from maskzoo.probe import noise_batch
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.provenance import facts
 from maskzoo.recipe import Recipe, check_readable, describe, make
@@ -37,6 +41,7 @@ from maskzoo.registry import Registry
 from maskzoo.signals import Work, as_typed, listening
 from maskzoo.train import MODEL_FIGURES, Session, finite, train
 
+TRACEBACK_FILE = "traceback.txt"  # of a plugin's bug, in the run's folder
 LOWER = 0.5  # what the rates are multiplied by when a run goes back
 
 
@@ -87,7 +92,14 @@ def _run(
     recipe = settled(recipe, len(dataset.train), processes.world() * recipe.train.accumulate)
     in_epoch = steps_in_epoch(dataset, recipe.train.batch)
     resuming = resume and out is not None and bool(checkpoint.found(RunFolder(out).checkpoints))
-    session = build(recipe, dataset, registry, steps_in_epoch=in_epoch, resuming=resuming)
+    session = build(
+        recipe,
+        dataset,
+        registry,
+        steps_in_epoch=in_epoch,
+        resuming=resuming,
+        trial=functools.partial(_trial_images, dataset),
+    )
     if session.device.type == "cpu":
         keep_memory()
     evaluators, loggers = (
@@ -157,6 +169,15 @@ def _run(
             raise StoppedError(_moment(session), work.resume())
         console.print(_closing(folder, measuring.told()), highlight=False, markup=False)
     return folder.path
+
+
+def _trial_images(dataset: Dataset, size: tuple[int, ...], count: int) -> Batch:
+    """Training images on which a step is tried out, or noise where they cannot be read."""
+    try:
+        with blaming("recipe.data"):
+            return whole_images(dataset, (size[0], size[1]), count)
+    except DataError:
+        return noise_batch(dataset.channels, size, count, labelled=dataset.classes is not None)
 
 
 def _train(
@@ -355,8 +376,11 @@ def _no_lost_step(session: Session, source: Source, folder: RunFolder) -> Iterat
     kept = _Kept(session.step)
     try:
         yield kept
-    except (DataError, RuntimeError, OSError) as problem:
+    except Exception as problem:
         trouble = problem if isinstance(problem, DataError) else loader_trouble(problem)
+        bug = problem if isinstance(problem, ContractError | PluginError) else plugin_error(problem)
+        if trouble is None and bug is not None:
+            raise _bug_in_step(bug, problem, session, folder, kept) from problem
         if trouble is None:
             raise
         # Several processes would wait for each other in their step.
@@ -365,6 +389,22 @@ def _no_lost_step(session: Session, source: Source, folder: RunFolder) -> Iterat
         if trouble is problem:
             raise
         raise trouble from problem
+
+
+def _bug_in_step(
+    bug: MaskZooError, problem: Exception, session: Session, folder: RunFolder, kept: _Kept
+) -> MaskZooError:
+    """What to say of a plugin's bug during training; what was reached is kept, and the traceback in a file.
+
+    A step that has moved the model and is not done leaves nothing to keep but the checkpoint before.
+    """
+    if processes.first():
+        replace(folder.path / TRACEBACK_FILE, "".join(traceback.format_exception(problem)))
+    if not session.moved and processes.world() == 1 and session.step > kept.step:
+        checkpoint.save(session, folder.checkpoints)
+    found = checkpoint.found(folder.checkpoints)
+    left = f"; the last checkpoint is '{found[-1]}'" if found else ""
+    return type(bug)(f"step {session.step}: {bug}{left}; the traceback is in '{folder.path / TRACEBACK_FILE}'")
 
 
 def _work(session: Session, folder: RunFolder, console: Console) -> Work:

@@ -40,6 +40,7 @@ LEVELS = (
     {"registry", "offers"},
     {"recipe", "schedules", "checks", "defaults", "backbones", "objectives", "teacher", "testing", "engine"},
     {"train"},
+    {"probe"},
     {"build", "checkpoint", "weights", "matrix", "trained"},
     {"official", "data", "evaluation", "pictures", "sheet", "loggers", "diagnosis", "folder", "flags", "provenance"},
     {"gallery", "display", "measuring", "cost", "preview", "export"},
