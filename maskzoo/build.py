@@ -22,7 +22,7 @@ from timm.optim import (
 from torch import nn
 
 from maskzoo.backbones import skeleton
-from maskzoo.blame import blaming, plugin_error, refuses
+from maskzoo.blame import blaming, distribution_of, plugin_error, refuses
 from maskzoo.defaults import settled
 from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, PluginError, RecipeError
@@ -324,9 +324,11 @@ def choose_ratio(masking: MaskingRecipe, objective: Objective) -> Use:
 def refuse_meaningless(curriculum: CurriculumSchedule, strategy: MaskingStrategy, moments: list[float]) -> None:
     """Refuse a curriculum that a strategy cannot follow; neutral is what it does anyway."""
     if strategy.default_curriculum is None and any(curriculum(progress) for progress in moments):
+        theirs = distribution_of(strategy) is not None
+        hint = "; if it looks at context.factor, its class has to set default_curriculum" if theirs else ""
         raise RecipeError(
             f"recipe.masking.curriculum: strategy '{strategy.name}' knows no hardness, so a curriculum means nothing "
-            "to it; its dial is the ratio, e.g. --ratio linear:0.5:0.75"
+            f"to it; its dial is the ratio, e.g. --ratio linear:0.5:0.75{hint}"
         )
 
 

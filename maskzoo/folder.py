@@ -38,6 +38,7 @@ from maskzoo.plain import (
 from maskzoo.recipe import Recipe, completed, describe, plain_of, read, write
 from maskzoo.records import Record, gaps, steps_in
 from maskzoo.registry import Registry
+from maskzoo.sources import changes
 from maskzoo.train import Session
 
 SECTIONS = {"before": dict, "after": dict, "settings": dict, "problems": dict, "evaluations": list}  # evaluation.json
@@ -240,6 +241,16 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if processes.first() and (wrong := gaps(steps_in(path), wanted)):
             self.warn(f"'{path}' {wrong}; it was changed from outside, and curves will show that", console)
+
+    def plugin_changes(self) -> list[str]:
+        """A clause for each plugin whose code is no longer that with which the run was begun, or went on, so far."""
+        try:
+            environment = read_json(self.path / "environment.json", missing={})
+        except DataError:
+            return []
+        before = environment.get("changed") if isinstance(environment, dict) else None
+        held = [str(one) for one in before] if isinstance(before, list) else []
+        return list(dict.fromkeys([*held, *changes(environment)])) if isinstance(environment, dict) else []
 
     def describe(self, session: Session, registry: Registry, facts: Mapping[str, Any]) -> None:
         """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with.

@@ -12,6 +12,7 @@ from maskzoo.errors import MaskZooError
 from maskzoo.protocols import Dataset
 from maskzoo.recipe import KIND_OF_KEY
 from maskzoo.registry import Kind, Registry
+from maskzoo.sources import source_of
 from maskzoo.train import Session
 
 
@@ -43,9 +44,18 @@ def used(recipe: Mapping[str, Any], registry: Registry) -> list[dict[str, str]]:
         entry = {"kind": kind, "name": name}
         if plugin is not None:
             entry |= {"distribution": plugin.distribution, "version": plugin.version}
+            if not plugin.ours:  # so that other code of the same version is noticed
+                entry |= {"module": cls.__module__, "source": source_of(cls.__module__, plugin.distribution)}
         paper = getattr(cls, "paper", "")
         found.append({**entry, "paper": paper} if isinstance(paper, str) and paper else entry)
     return found
+
+
+def clashes(recipe: Mapping[str, Any], registry: Registry) -> list[str]:
+    """A sentence for each name of a resolved recipe that another plugin offers too, saying which is used."""
+    names = {(one["kind"], one["name"]) for one in used(recipe, registry)}
+    starts = tuple(f"{kind} '{name}' is offered by " for kind, name in names)
+    return [sentence for sentence in registry.clashes() if sentence.startswith(starts)]
 
 
 def _named(plain: Any, kind: Kind = "schedule") -> Iterator[tuple[Kind, str]]:

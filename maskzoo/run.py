@@ -24,6 +24,7 @@ from maskzoo.data.whole import usual_workers
 from maskzoo.defaults import settled
 from maskzoo.diagnosis import first_bad
 from maskzoo.display import display, phrase
+from maskzoo.doubts import doubts_of
 from maskzoo.engine import choose_device, keep_memory
 from maskzoo.errors import ContractError, DataError, MaskZooError, PluginError, RecipeError, StoppedError
 from maskzoo.evaluation.features import WholeImages
@@ -35,7 +36,7 @@ from maskzoo.memory import PeakMemory
 from maskzoo.plain import json_text, replace
 from maskzoo.probe import noise_batch
 from maskzoo.protocols import Batch, Dataset
-from maskzoo.provenance import facts
+from maskzoo.provenance import clashes, facts
 from maskzoo.recipe import Recipe, check_readable, describe, make
 from maskzoo.registry import Registry
 from maskzoo.signals import Work, as_typed, listening
@@ -124,12 +125,19 @@ def _run(
         with folder.writing():
             folder.look_again(session.recipe, registry, resume=resume)
             resumed = folder.open(session, console, registry, resume=resume)
-            folder.describe(session, registry, facts(session, dataset, registry))
+            changed = folder.plugin_changes() if resumed else []
+            known = {**facts(session, dataset, registry), "clashes": clashes(session.recipe, registry)}
+            folder.describe(session, registry, {**known, "changed": changed} if changed else known)
         console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
         if resumed:
             moment = f"step {session.step} of {session.steps}"
             finished = session.step == session.steps and "after" in folder.evaluation()
             console.print(f"already finished at {moment}" if finished else f"resumed at {moment}", highlight=False)
+
+        for clause in changed:
+            _say(folder, f"{clause}; the steps from {session.step} on are made by the code of now", console)
+        for sentence in [*known["clashes"], *doubts_of(session, recipe, registry)]:
+            _say(folder, sentence, console)
 
         encoder = WholeImages(
             session.objective.backbone,

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from maskzoo.compare.readings import Reading, gone, read, read_run
+from maskzoo.compare.readings import Reading, gone, mixed, read, read_run
 from maskzoo.compare.scores import with_scores
 from maskzoo.compare.statistics import Difference, Summary, best, corrected, paired, summarise
 from maskzoo.errors import DataError, RecipeError
@@ -319,6 +319,11 @@ def _about_runs(comparison: Comparison) -> list[str]:
     sentences += [
         f"{clause}: {', '.join(paths)} can be shown, but perhaps not done again" for clause, paths in lacking.items()
     ]
+    told: dict[str, list[str]] = {}
+    for run in runs:
+        for clause in mixed(run):
+            told.setdefault(clause, []).append(f"'{run.path}'")
+    sentences += [f"{clause} (when {', '.join(paths)} was trained)" for clause, paths in told.items()]
     seeds = set(comparison.seeds)
     for cell in comparison.trained:
         if missing := seeds - cell.runs.keys():

@@ -13,6 +13,7 @@ import attrs
 
 from maskzoo.errors import DataError
 from maskzoo.plain import is_number, named, parse_toml, read_json, read_lines, read_text, rooted, shown, step_line
+from maskzoo.sources import changes
 
 POINTS = 200  # of a curve, at most: the mean of as many steps each
 CURVES = ("loss", "factor", "ratio")
@@ -237,7 +238,13 @@ def gone(reading: Reading) -> list[str]:
             continue
         if now != then:
             clauses.append(f"the plugin distribution '{distribution}' was {then} then and is {now} now")
-    return clauses
+    return list(dict.fromkeys([*clauses, *changes(reading.environment)]))
+
+
+def mixed(reading: Reading) -> list[str]:
+    """What a run says of the plugins it used: names that two of them offered, and code that changed on the way."""
+    held = [reading.environment.get(key) for key in ("clashes", "changed")]
+    return [str(one) for some in held if isinstance(some, list) for one in some]
 
 
 def _environment(path: Path) -> dict[str, Any]:
