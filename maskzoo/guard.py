@@ -53,12 +53,16 @@ class Guard:
 
         What writes to the memory behind torch's back (`.data`, `.numpy()`) is not noticed.
         """
-        for name, values in self._inputs.items():
-            if not _same(values, self._marks[name]):
-                raise ContractError(
-                    f"{titled(kind, culprit)} changed context.{name} in place, which all others look at and the model "
-                    f"learns from; change a copy (context.{name}.clone()), or write x = x - y instead of x -= y"
-                )
+        name = self.changed()
+        if name is not None:
+            raise ContractError(
+                f"{titled(kind, culprit)} changed context.{name} in place, which all others look at and the model "
+                f"learns from; change a copy (context.{name}.clone()), or write x = x - y instead of x -= y"
+            )
+
+    def changed(self) -> str | None:
+        """The name of the first input that is no longer what came in, if there is one."""
+        return next((name for name, values in self._inputs.items() if not _same(values, self._marks[name])), None)
 
 
 def _mark(values: Tensor) -> Any:

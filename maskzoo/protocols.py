@@ -281,7 +281,11 @@ class MaskingStrategy(Protocol):
         ...
 
     def scores(self, context: MaskingContext) -> Tensor:
-        """[B, N] float32, high = hidden first; an "alternate" learner's are chances of hiding, in [0, 1]."""
+        """[B, N], finite, high = hidden first; an "alternate" learner's are chances of hiding, in [0, 1].
+
+        float32, or half precision, which is cast. A step of scores that are NaN or infinite is skipped; to keep a patch
+        visible give it a low score.
+        """
         ...
 
     def mask(self, context: MaskingContext) -> Mask:
@@ -335,7 +339,7 @@ class Strategy(nn.Module):
         return visible_rounded_down(ratio, patches)
 
     def scores(self, context: MaskingContext) -> Tensor:
-        """[B, N] float32, high = hidden first."""
+        """[B, N] float32 or half precision, finite, high = hidden first."""
         raise NotImplementedError(f"strategy '{self.name}' has no scores()")
 
     def mask(self, context: MaskingContext) -> Mask:

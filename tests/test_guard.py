@@ -12,11 +12,21 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from helpers import random_batches, random_images, same_state, state_of, strategy_of, tiny_objective, tiny_session
+from helpers import (
+    noise_images,
+    random_batches,
+    random_images,
+    same_state,
+    state_of,
+    strategy_of,
+    tiny_objective,
+    tiny_session,
+)
 from made_up import registry_with, session_with
 from programs import small_recipe
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import maskzoo.run
 from maskzoo import (
@@ -32,7 +42,8 @@ from maskzoo import (
     define,
 )
 from maskzoo.alarms import not_finite
-from maskzoo.train import LearnerStep, ModelStep, look, train
+from maskzoo.evaluation.features import WholeImages
+from maskzoo.train import LearnerStep, ModelStep, bad_scores, doubt, look, train
 
 OBJECTIVE = tiny_objective()
 
@@ -401,3 +412,59 @@ def test_both_steps_of_a_strategy_are_watched():
     ModelStep(session.objective, session.strategy)(context)
     LearnerStep(session.strategy)(context)
     assert context.guard.bad_scores == {"clmae": 0}
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluators
+def measured(encoder: WholeImages, split: Any, evaluator: Callable[[Tensor, Tensor], object]) -> None:
+    """Let an evaluator have the features and labels, as a run does."""
+    with encoder.reading():
+        evaluator(*encoder.features(split))
+
+
+@pytest.mark.parametrize("what", ["features", "labels"])
+def test_an_evaluator_that_changes_what_the_next_is_given_is_told_and_spoils_nothing(what: str):
+    split = noise_images(6, labelled=True)
+    encoder = WholeImages(tiny_session().objective.backbone, split, (32, 32))
+    seen: list[Tensor] = []
+
+    def careless(features: Tensor, labels: Tensor) -> None:
+        (features if what == "features" else labels).sub_(1)
+
+    with encoder.remembering():
+        measured(encoder, split, lambda features, labels: seen.extend([features.clone(), labels.clone()]))
+        with pytest.raises(ContractError, match=f"changed the {what} in place"):
+            measured(encoder, split, careless)
+        measured(encoder, split, lambda features, labels: seen.extend([features, labels]))
+    assert seen[0].equal(seen[2])
+    assert seen[1].equal(seen[3])
+
+
+def test_an_evaluators_own_failure_is_not_hidden_by_what_it_changed():
+    split = noise_images(6, labelled=True)
+    encoder = WholeImages(tiny_session().objective.backbone, split, (32, 32))
+    with encoder.remembering(), pytest.raises(ZeroDivisionError):
+        measured(encoder, split, lambda features, labels: labels.zero_().sum().item() / 0)
+
+
+# ------------------------------------------------------------------------------------------------------- nobody waits
+class Reads(TorchDispatchMode):
+    """Counts the moments at which a value is read from the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(options or {}))
+
+
+def test_nothing_is_read_from_the_device_to_notice_either():
+    session = tiny_session()
+    context = look(session, next(random_batches(1)))
+    with Reads() as reads:
+        context.guard.count("masker", context.noise())
+        context.guard.refuse_changed("strategy", session.strategy)
+        bad_scores([context])["masker/bad_scores"] + doubt([context])
+    assert reads.count == 0
+    with reads:
+        assert not context.guard.doubt().item()
+    assert reads.count == 1

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from maskzoo import processes
 from maskzoo.data.whole import usual_workers, whole_batches
 from maskzoo.errors import ContractError, StoppedError
+from maskzoo.guard import Guard
 from maskzoo.protocols import Dataset, Objective, Pooling, Split, Stream
 from maskzoo.seeds import stream
 
@@ -63,7 +64,7 @@ class WholeImages:
         self.statistics: Statistics = (tuple(dataset.mean), tuple(dataset.std)) if statistics is None else statistics
         self.max_broken = max_broken
         self._broken: dict[str, None] = {}  # a sentence for each image that cannot be read, in their order
-        self._kept: dict[tuple[int, int | None], tuple[Split, Tensor, Tensor | None, list[str]]] | None = None
+        self._kept: dict[tuple[int, int | None], tuple[Split, Tensor, Tensor | None, list[str], Guard]] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features [B, D] float32, on the CPU, of prepared images [B, C, *size]."""
@@ -114,7 +115,7 @@ class WholeImages:
         self.refuse_if_stopping()
         key = (id(split), None if images is None or images >= len(split) else images)
         if self._kept is not None and key in self._kept:
-            _, features, found, broken = self._kept[key]
+            _, features, found, broken, _ = self._kept[key]
             self.left_out(broken)
             return features, found
         earlier, self._broken = self._broken, {}
@@ -129,7 +130,8 @@ class WholeImages:
         known = [label for label in labels if label is not None]
         found = None if len(known) < len(labels) else torch.tensor(known, dtype=torch.int64)
         if self._kept is not None:
-            self._kept[key] = split, features, found, list(self._broken)  # with the split, so that no other gets its id
+            guard = Guard.over({"features": features, "labels": found})
+            self._kept[key] = split, features, found, list(self._broken), guard  # the split, so that none gets its id
         self._broken = earlier | self._broken
         return features, found
 
@@ -167,12 +169,24 @@ class WholeImages:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Close what an evaluator inside has read half, however it ends: workers may stand behind it."""
+        """Close what an evaluator inside has read half, however it ends: workers may stand behind it.
+
+        Raises ContractError where it has changed what is kept for the next; that is forgotten, to be made anew.
+        """
         try:
             yield
         finally:
             for opened in list(self._open):
                 opened.close()
+            kept = {} if self._kept is None else self._kept
+            spoiled = {key: changed for key, (*_, guard) in kept.items() if (changed := guard.changed())}
+            for key in spoiled:
+                del kept[key]
+        if spoiled:
+            raise ContractError(
+                f"it changed the {' and '.join(sorted(set(spoiled.values())))} in place, which other evaluators are "
+                "given too; change a copy (.clone())"
+            )
 
     def _batches(self, split: Split, chosen: Sequence[int]) -> Generator[tuple[Tensor, list[int | None]], None, None]:
         source = whole_batches(
