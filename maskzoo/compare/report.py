@@ -25,19 +25,9 @@ from maskzoo.plain import json_text, printable, read_bytes
 
 PUBLISHED = frozenset(  # of environment.json; what is not named here may say who somebody is, and stays with the run
     (
-        *(
-            "generator",
-            "date",
-            "processes",
-            "device",
-            "device_name",
-            "cpu",
-            "python",
-            "platform",
-            "threads",
-            "precision",
-        ),
-        *("versions", "plugins", "used", "images", "classes", "image_size", "parameters", "steps", "curriculum"),
+        *("generator", "date", "processes", "device", "device_name", "cpu", "python", "platform", "threads"),
+        *("precision", "versions", "plugins", "used", "images", "classes", "image_size", "parameters", "steps"),
+        "curriculum",
     )
 )
 KEPT = ("recipe.toml", "environment.json", "evaluation.json")  # of each run, from which it can be done again
