@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from maskzoo.compare.cells import UNTRAINED, Comparison, gather
 from maskzoo.compare.citations import bibtex
+from maskzoo.compare.fitted import Fitted
 from maskzoo.compare.keeping import keep, refuse_foreign
 from maskzoo.compare.latex import latex
 from maskzoo.compare.names import chosen_scores, unknown_scores
@@ -88,14 +88,13 @@ def tell(comparison: Comparison, out: Path, console: Console, scores: str = "") 
     table = [column for column in columns(comparison) if column.head != SPREAD]
     for score in chosen_scores(comparison, scores):  # what it took is in the report
         shown = [*table[:2], *(column for column in table if column.score == score)]
-        printed = Table(box=None, pad_edge=False)
         console.print(f"\n{score}", style="bold", highlight=False, markup=False)
-        for column in shown:
-            printed.add_column(Text(_head(column)), justify="right" if column.numbers else "left", no_wrap=True)
-        for row in range(len(comparison.cells)):
-            entries = [column.entries[row] for column in shown]
-            printed.add_row(*(Text(entry.text, style="bold" if entry.bold else "") for entry in entries))
-        console.print(printed)
+        rows = [
+            [Text(printable(one.text), "bold" if one.bold else "") for one in (column.entries[row] for column in shown)]
+            for row in range(len(comparison.cells))
+        ]
+        texts = frozenset(at for at, column in enumerate(shown) if not column.numbers)
+        console.print(Fitted([_head(column) for column in shown], rows, texts))
     for remark in comparison.remarks:
         console.print(remark, style="yellow", highlight=False, markup=False)
     console.print(f"see {out / 'report.html'}", highlight=False, markup=False)
