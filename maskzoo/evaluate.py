@@ -1,4 +1,4 @@
-"""Evaluate what a run has learnt, or any timm model: figures that go into an `evaluation.json` and stay there."""
+"""Evaluate what a run has learned, or any timm model: metrics that go into an `evaluation.json` and stay there."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from maskzoo.data.folder import STATISTICS
 from maskzoo.engine import choose_device
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import MAX_BROKEN, Statistics, WholeImages
-from maskzoo.evaluation.options import shown, told, words_of
+from maskzoo.evaluation.measure import measured
+from maskzoo.evaluation.options import words_of
 from maskzoo.flags import backbone_of
 from maskzoo.folder import RunFolder
-from maskzoo.plain import json_text, parse_json, write_json
+from maskzoo.measured import Measured
+from maskzoo.metrics import printed
 from maskzoo.protocols import Dataset, Pooling
 from maskzoo.recipe import Recipe, Use, describe, make, parse, plain_of, put, read
 from maskzoo.registry import Registry, nearest
@@ -30,9 +32,6 @@ from maskzoo.seeds import stream_seed
 from maskzoo.signals import Work, listening
 from maskzoo.trained import open_run
 from maskzoo.weights import load_weights
-
-FOUND = ("figures", "left_out")  # of an entry; all else decides what is found
-KEY = "evaluations"  # of evaluation.json; what a run itself measures has keys of its own
 
 
 @attrs.frozen(eq=False)
@@ -43,7 +42,7 @@ class Subject:
     backbone: Any  # an nn.Module and a Backbone
     objective: Any | None  # an nn.Module and an Objective, where there is one
     dataset: Dataset
-    about: Mapping[str, Any]  # what tells its figures from others: the step of a run, or the model and its weights
+    about: Mapping[str, Any]  # what tells its metrics from others: the step of a run, or the model and its weights
     statistics: Statistics  # mean and deviation by which its images are normalised, as where it has learnt
     classes: Sequence[str] | None = None  # that the objective has learnt
     workers: int | None = None  # that read images; None: as many as is usual for the device
@@ -229,26 +228,19 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
         max_broken=subject.max_broken,
         stopping=lambda: work.asked,
     )
-    common = {
-        **subject.about,
-        "data": described(subject.dataset),
-        "normalisation": dict(zip(("mean", "std"), map(list, subject.statistics), strict=True)),
-        "pooling": wishes.pooling,
-    }
-    entries: list[dict[str, Any]] = []
-    table = Table("evaluator", "figure", "value", box=None, pad_edge=False)
+    about = {**subject.about, "when": "later", "data": described(subject.dataset)}
+    found: list[Measured] = []
     folder = RunFolder(subject.folder)
     stopped: StoppedError | None = None
     with _locked(folder), encoder.remembering(), listening(work):
         folder.evaluation()  # what cannot be read is said before hours are spent
         for evaluator in evaluators:
-            label = told(evaluator)
             try:
                 encoder.refuse_if_stopping()
-                figures, problem = _measured(evaluator, encoder, subject)
+                new, problem = _measured(evaluator, encoder, subject, about)
             except StoppedError:
-                before = "; what was measured before is kept" if entries else ""
-                stopped = StoppedError(f"while {label} was measured{before}")
+                before = "; what was measured before is kept" if found else ""
+                stopped = StoppedError(f"while {evaluator.name} was measured{before}")
                 break
             if broken := encoder.broken():
                 sentence = f"{len(broken)} images cannot be read and are left out, e.g. {broken[0]}"
@@ -258,41 +250,46 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
                     f"{evaluator.name}: not measured: {problem}", style="yellow", highlight=False, markup=False
                 )
                 continue
-            kept = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-            for name, value in kept.items():
-                table.add_row(escape(label), escape(name), shown(name, value))
-                if value is None:
-                    sentence = f"{evaluator.name}: {name} is {figures[name]}, no finite number; it is kept as null"
-                    console.print(sentence, style="yellow", highlight=False, markup=False)
-            left_out = {"left_out": len(broken)} if broken else {}
-            entries.append({**common, "evaluator": describe(evaluator), "figures": kept, **left_out})
+            for metric in (metric for one in new for metric in one.metrics if not math.isfinite(metric.value)):
+                sentence = f"{evaluator.name}: {metric.name} is {metric.value}, no finite number; it is kept as null"
+                console.print(sentence, style="yellow", highlight=False, markup=False)
+            new = [attrs.evolve(one, left_out=len(broken)) for one in new]
+            found += new
             with folder.writing():
-                _add(subject.folder / "evaluation.json", folder.evaluation(), entries[-1])
-    if not entries:
+                folder.add_evaluation(new)
+    if not found:
         raise stopped or RecipeError("nothing could be measured")
     pooled = "mean of patch tokens" if wishes.pooling == "mean" else "class token"
     step = [f"step {subject.about['step']}"] if "step" in subject.about else []
     console.print(", ".join([subject.dataset.name, pooled, *step]), highlight=False, markup=False)
+    rows = [(one.told, metric.name, printed(metric.value, metric.unit)) for one in found for metric in one.metrics]
+    table = Table("evaluator", "metric", "value", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(escape, row))
     console.print(table)
     console.print(f"in {subject.folder / 'evaluation.json'}", highlight=False, markup=False)
     if stopped is not None:
         raise stopped
-    return entries
+    return [one.plain for one in found]
 
 
-def _measured(evaluator: Any, encoder: WholeImages, subject: Subject) -> tuple[dict[str, float], str]:
-    """The figures of an evaluator, or why there are none."""
+def _measured(
+    evaluator: Any, encoder: WholeImages, subject: Subject, about: Mapping[str, Any]
+) -> tuple[list[Measured], str]:
+    """What an evaluator has found, or why there is nothing."""
     lacking = _lacking(evaluator, subject)
     if lacking:
-        return {}, lacking
+        return [], lacking
     try:
         with encoder.reading():
-            figures = {str(name): float(value) for name, value in evaluator(encoder, subject.dataset)}
+            found = measured(evaluator, encoder, subject.dataset, **about)
     except StoppedError:
         raise
     except Exception as problem:  # whatever a plugin, a device without memory or a dead worker has thrown
-        return {}, words_of(problem).removeprefix(f"{evaluator.name}: ")
-    return figures, "" if figures else "there is nothing for it to measure in this model and these data"
+        return [], words_of(problem).removeprefix(f"{evaluator.name}: ")
+    if not any(one.metrics for one in found):
+        return [], "there is nothing for it to measure in this model and these data"
+    return found, ""
 
 
 def _lacking(evaluator: Any, subject: Subject) -> str:
@@ -310,22 +307,6 @@ def _lacking(evaluator: Any, subject: Subject) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- keeping
-def _add(path: Path, measured: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
-    """Put an entry among the others: in the place of one with the same settings, else behind them."""
-    others = list(measured.get(KEY, []))
-    places = [place for place, other in enumerate(others) if _settings(other) == _settings(entry)]
-    if places:
-        others[places[0]] = entry
-    else:
-        others.append(entry)
-    write_json(path, {**measured, KEY: others})
-
-
-def _settings(entry: Mapping[str, Any]) -> Any:
-    """All that decides an entry's figures, as it is read back from JSON."""
-    return parse_json(json_text({name: value for name, value in entry.items() if name not in FOUND}), "an entry")
-
-
 @contextmanager
 def _locked(folder: RunFolder) -> Iterator[None]:
     """The lock of a folder, which says what is the matter in words of this command."""

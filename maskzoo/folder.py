@@ -19,9 +19,10 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from maskzoo import checkpoint, processes
+from maskzoo import checkpoint, measured, processes
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.marks import GENERATOR, is_run, remove_pictures, unused
+from maskzoo.measured import Measured
 from maskzoo.plain import (
     FREE_KEYS,
     is_number,
@@ -35,13 +36,11 @@ from maskzoo.plain import (
     step_line,
     write_json,
 )
-from maskzoo.recipe import Recipe, completed, describe, plain_of, read, write
+from maskzoo.recipe import Recipe, completed, plain_of, read, write
 from maskzoo.records import Record, gaps, steps_in
 from maskzoo.registry import Registry
 from maskzoo.sources import changes
 from maskzoo.train import Session
-
-SECTIONS = {"before": dict, "after": dict, "settings": dict, "problems": dict, "evaluations": list}  # evaluation.json
 
 INSTEAD = (
     "; a run cannot change them midway: set them back, or begin another run in another --out, where --weights can take "
@@ -79,7 +78,7 @@ class RunFolder:
             )
         if checkpoint.found(self.checkpoints):
             return
-        if "after" in self.evaluation():
+        if self.has_measured("after"):
             raise RecipeError(
                 f"--resume: the run in '{self.path}' is finished and its checkpoints are gone, so there is nothing to "
                 "resume; its metrics are kept; to train anew, choose another folder with --out"
@@ -227,12 +226,13 @@ class RunFolder:
         self.tell_gaps(step, console)
         if step == 0:
             remove_pictures(self.path / "masks")
-        measured = self.evaluation()
-        outdated = {"before", "after", "settings", "problems"} if step == 0 else {"after", "problems"}
-        if not finished and outdated & measured.keys() and (step == 0 or "after" in measured):
-            kept_figures = {name: value for name, value in measured.items() if name not in outdated}
-            if kept_figures:
-                write_json(self.path / "evaluation.json", kept_figures)
+        held = self.evaluation()
+        outdated = [one for one in held[measured.MOMENTS] if one == "after" or step == 0]
+        if not finished and outdated:
+            for moment in outdated:
+                held = measured.without(held, moment)
+            if any(held.values()):
+                write_json(self.path / "evaluation.json", held)
             else:
                 (self.path / "evaluation.json").unlink()
 
@@ -332,42 +332,20 @@ class RunFolder:
         return {name: statistics.median(speeds) for name, speeds in known.items() if speeds}
 
     def evaluation(self) -> dict[str, Any]:
-        """What has been measured so far; RecipeError where that cannot be read."""
-        path = self.path / "evaluation.json"
+        """What has been measured so far, in the format of `measured`; RecipeError where that cannot be read."""
         try:
-            held: dict[str, Any] = read_json(path, missing={})
-            for name, kind in SECTIONS.items():
-                if not isinstance(held.get(name, kind()), kind):
-                    raise DataError(f"'{path}' cannot be read: '{name}' is no {'list' if kind is list else 'table'}")
+            return measured.read(self.path / "evaluation.json", strict=True)
         except DataError as problem:
             raise RecipeError(f"{problem}; rename it, and what was in it can be measured again") from None
-        return held
 
-    def add_evaluation(
-        self,
-        when: str,
-        figures: Mapping[str, float | None],
-        evaluators: Sequence[Any],
-        names: Sequence[str],
-        problems: Mapping[str, str],
-    ) -> None:
-        """Add figures under "before" or "after", with the settings that they were measured under.
+    def has_measured(self, moment: str) -> bool:
+        """Whether the run has measured itself "before" or "after" training."""
+        return moment in self.evaluation()[measured.MOMENTS]
 
-        A figure begins with one of the `names`, that of its evaluator; `problems` says by name why there are none.
-        """
-        if not processes.first():
-            return
-        settings = {
-            "evaluators": [
-                describe(evaluator) if attrs.has(type(evaluator)) else evaluator.name for evaluator in evaluators
-            ],
-            "names": list(names),
-            "features": "mean of patch tokens of the whole image, eval mode",
-        }
-        whole = {**self.evaluation(), "settings": settings, when: dict(figures)}
-        if problems:
-            whole["problems"] = dict(problems)
-        write_json(self.path / "evaluation.json", whole)
+    def add_evaluation(self, new: Sequence[Measured], moment: str = "") -> None:
+        """Keep what was measured, in the place of what was measured alike; a `moment` of the run's own is over then."""
+        if processes.first():
+            write_json(self.path / "evaluation.json", measured.added(self.evaluation(), new, moment))
 
 
 def differing(stored: Mapping[str, Any], recipe: Mapping[str, Any], registry: Registry) -> list[str]:

@@ -131,7 +131,7 @@ def _run(
         console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
         if resumed:
             moment = f"step {session.step} of {session.steps}"
-            finished = session.step == session.steps and "after" in folder.evaluation()
+            finished = session.step == session.steps and folder.has_measured("after")
             console.print(f"already finished at {moment}" if finished else f"resumed at {moment}", highlight=False)
 
         for clause in changed:
@@ -157,7 +157,7 @@ def _run(
 
         def measure(when: Literal["before", "after"]) -> None:
             waits, work.waits = work.waits, "this part of the evaluation"
-            known = measuring.measure(when, console)
+            known = measuring.measure(when, session.step, console)
             work.waits = waits
             step = min(session.step, session.steps - 1)
             several.log({f"{when}/{name}": value for name, value in known.items()}, step)
@@ -167,7 +167,7 @@ def _run(
                 if session.step == 0:
                     measure("before")
                 _train(session, dataset, recipe, folder, several, console)
-                if session.step == session.steps and "after" not in folder.evaluation():
+                if session.step == session.steps and not folder.has_measured("after"):
                     measure("after")
         except StoppedError:
             processes.wait()  # the first that leaves makes torchrun end the others

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -10,8 +11,10 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from maskzoo import Recipe, Registry, Sample, Session
+from maskzoo import Metric, Recipe, Registry, Sample, Session
 from maskzoo.build import build
+from maskzoo.measured import entries, names_of
+from maskzoo.measured import read as read_evaluation
 from maskzoo.protocols import Batch
 from maskzoo.recipe import make
 
@@ -145,3 +148,18 @@ def chance_of_uniform(hidden: Tensor) -> float:
     # Drawn without replacement, the counts of an image are correlated by -1 / (N - 1).
     statistic = float(((hidden.sum(dim=0) - expected) ** 2).sum()) / (expected * (1 - share)) * (patches - 1) / patches
     return float(chi2.sf(statistic, patches - 1))
+
+
+def values(metrics: Iterable[Metric]) -> dict[str, float]:
+    """{name: value} of what an evaluator yields."""
+    return {metric.name: metric.value for metric in metrics}
+
+
+def measured_by(folder: Path, moment: str) -> dict[str, float | None]:
+    """{EVALUATOR/METRIC: value} of what a run has measured of itself "before" or "after" training."""
+    found = [one for one in entries(read_evaluation(folder / "evaluation.json")) if one.when == moment]
+    return {
+        f"{name}/{metric['name']}": metric["value"]
+        for name, one in zip(names_of(found), found, strict=True)
+        for metric in one.plain["metrics"]
+    }

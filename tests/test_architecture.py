@@ -33,6 +33,7 @@ LEVELS = (
         "marks",
         "records",
         "metrics",
+        "measured",
     },
     {"terminal", "blame", "words", "sources", "guard"},
     {"protocols"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ import tomli_w
 import torch
 from click.testing import CliRunner
 from filelock import FileLock
+from helpers import measured_by
 from programs import Starter, small_recipe, starter
 from rich.console import Console
 
@@ -414,7 +414,7 @@ def test_a_comparison_that_was_cut_short_goes_on_where_it_was(
 @pytest.mark.slow
 def test_seeds_are_paired(whole: Path):
     def before(run: str) -> Any:
-        return json.loads((whole / "runs" / run / "evaluation.json").read_text())["before"]
+        return measured_by(whole / "runs" / run, "before")
 
     assert before("random-s0") == before("clmae-s0")
     assert before("random-s1") == before("clmae-s1")

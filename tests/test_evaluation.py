@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from helpers import values
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import Tensor, nn
 
@@ -285,17 +286,17 @@ def test_knn_agrees_with_scikit_learn(k: int, temperature: float) -> None:
     expected = theirs.predict(test.double().numpy())
     assert (vote(train, labels, test, k=k, temperature=temperature).numpy() == expected).mean() > 0.99
     (result,) = KNearestNeighbours(k=k, temperature=temperature, images="all")(encoder, dataset)
-    assert result == ("top1", pytest.approx((expected == truth.numpy()).mean(), abs=0.01))
+    assert result.value == pytest.approx((expected == truth.numpy()).mean(), abs=0.01)
 
 
 def test_knn_tells_separable_features_from_noise() -> None:
-    assert dict(KNearestNeighbours()(Pixels(16), points(signal=4.0)))["top1"] > 0.98
-    assert dict(KNearestNeighbours()(Pixels(16), points(signal=0.0)))["top1"] < 0.5
+    assert values(KNearestNeighbours()(Pixels(16), points(signal=4.0)))["top1"] > 0.98
+    assert values(KNearestNeighbours()(Pixels(16), points(signal=0.0)))["top1"] < 0.5
 
 
 def test_knn_recognises_digits_by_their_pixels() -> None:
     digits = Digits(upsample=8)
-    assert dict(KNearestNeighbours(k=5)(Pixels(64), digits))["top1"] > 0.95
+    assert values(KNearestNeighbours(k=5)(Pixels(64), digits))["top1"] > 0.95
 
 
 def test_knn_in_chunks_is_knn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +312,7 @@ def test_knn_in_chunks_is_knn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_knn_takes_no_more_neighbours_than_there_are_and_no_more_images_than_asked_for() -> None:
     dataset = points(signal=4.0)
     (result,) = KNearestNeighbours(k=10_000, images=60)(Pixels(16), dataset)
-    assert result[1] > 0.9
+    assert result.value > 0.9
 
 
 def test_a_low_temperature_is_the_nearest_neighbour_and_does_not_overflow() -> None:
@@ -355,15 +356,15 @@ def test_a_plain_vote_by_distance_is_that_of_scikit_learn(k: int) -> None:
     theirs = KNeighborsClassifier(k, algorithm="brute").fit(train.double().numpy(), labels)
     expected = (theirs.predict(test.double().numpy()) == truth.numpy()).mean()
     (result,) = KNearestNeighbours(k=k, metric="euclidean", weighting="plain", images="all")(encoder, dataset)
-    assert result == ("top1", pytest.approx(expected, abs=0.007))  # one image: labels can tie
+    assert result.value == pytest.approx(expected, abs=0.007)  # one image: labels can tie
 
 
 def test_each_of_several_k_has_a_figure_of_its_own_and_it_is_that_of_k_alone() -> None:
     dataset = points(signal=0.5)
-    several = dict(KNearestNeighbours(k=(1, 20))(Pixels(16), dataset))
-    alone = {f"top1 (k={k})": dict(KNearestNeighbours(k=k)(Pixels(16), dataset))["top1"] for k in (1, 20)}
-    assert several == alone
-    assert several["top1 (k=1)"] != several["top1 (k=20)"]
+    first, second = KNearestNeighbours(k=(1, 20))(Pixels(16), dataset)
+    assert [first, second] == [one for k in (1, 20) for one in KNearestNeighbours(k=k)(Pixels(16), dataset)]
+    assert (first.name, first.options, second.options) == ("top1", {"k": 1}, {"k": 20})
+    assert first.value != second.value
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from filelock import FileLock
-from helpers import REGISTRY, state_of, tiny_objective
+from helpers import REGISTRY, measured_by, state_of, tiny_objective, values
 from PIL import Image
 from scipy.stats import t
 from sklearn.linear_model import LogisticRegression
@@ -31,9 +31,10 @@ from maskzoo.evaluation.features import WholeImages
 from maskzoo.evaluation.fewshot import FewShot, drawn, half_width
 from maskzoo.evaluation.finetune import FineTune
 from maskzoo.evaluation.linear import LinearProbe, logistic, moments
-from maskzoo.evaluation.options import cosine, shown
+from maskzoo.evaluation.options import cosine
 from maskzoo.evaluation.reconstruction import Reconstruction
 from maskzoo.mask import Mask
+from maskzoo.metrics import printed
 from maskzoo.recipe import make
 
 CPU = torch.device("cpu")
@@ -121,7 +122,7 @@ def test_the_probe_by_lbfgs_is_that_of_scikit_learn_on_standardised_features(pen
     scaler = StandardScaler().fit(train.double().numpy())
     theirs = LogisticRegression(C=1 / penalty, max_iter=2000).fit(scaler.transform(train.double().numpy()), labels)
     expected = (theirs.predict(scaler.transform(test.double().numpy())) == truth.numpy()).mean()
-    found = dict(LinearProbe(solver="lbfgs", penalties=(penalty,))(encoder, dataset))
+    found = values(LinearProbe(solver="lbfgs", penalties=(penalty,))(encoder, dataset))
     assert found == {"top1": pytest.approx(expected, abs=1e-9), "penalty": penalty}
     assert 0.4 < expected < 0.95  # else agreement says little
 
@@ -130,8 +131,8 @@ def test_the_probe_by_lbfgs_is_that_of_scikit_learn_on_standardised_features(pen
 @pytest.mark.slow
 def test_the_probe_by_steps_agrees_with_scikit_learn(solver: Any) -> None:
     dataset, encoder = small(train=300, test=300, signal=0.4), Given()
-    steps = dict(LinearProbe(solver=solver, epochs=60, batch_size=50)(encoder, dataset))["top1"]
-    exact = dict(LinearProbe(solver="lbfgs", penalties=(0.1,))(encoder, dataset))["top1"]
+    steps = values(LinearProbe(solver=solver, epochs=60, batch_size=50)(encoder, dataset))["top1"]
+    exact = values(LinearProbe(solver="lbfgs", penalties=(0.1,))(encoder, dataset))["top1"]
     assert steps == pytest.approx(exact, abs=0.05)
     assert exact > 0.55
 
@@ -159,14 +160,14 @@ def test_the_rate_is_chosen_without_the_test_images(solver: Any) -> None:
             return super()._best(train, *rest)
 
     probe = Watched(solver=solver, epochs=5, batch_size=32, rates=(1e-9, 0.1), penalties=(1e9, 0.1))
-    found = dict(probe(Given(), wrong))  # the test images would ask for what has learnt least
+    found = values(probe(Given(), wrong))  # the test images would ask for what has learnt least
     assert found == {"top1": pytest.approx(0.0, abs=0.2), "rate" if solver == "sgd" else "penalty": 0.1}
     assert torch.equal(seen[0], Given().features(dataset.train)[0])
 
 
 def test_a_useless_rate_is_not_chosen() -> None:
     probe = LinearProbe(rates=(1e-9, 0.1), epochs=5, batch_size=32)
-    found = dict(probe(Given(), small(train=300, test=120)))
+    found = values(probe(Given(), small(train=300, test=120)))
     assert found["rate"] == 0.1
     assert found["top1"] > 0.8
 
@@ -174,7 +175,7 @@ def test_a_useless_rate_is_not_chosen() -> None:
 def test_features_of_any_scale_and_one_that_never_moves_make_the_same_probe() -> None:
     dataset = small(signal=0.5)
     probe = LinearProbe(epochs=3)
-    assert dict(probe(Given(scale=1000.0), dataset)) == dict(probe(Given(), dataset))
+    assert values(probe(Given(scale=1000.0), dataset)) == values(probe(Given(), dataset))
     mean, deviation = moments(Given().features(dataset.train)[0])
     assert (mean[-1], deviation[-1]) == (5.0, 1.0)
 
@@ -188,7 +189,7 @@ def test_a_held_out_part_of_nothing_is_refused() -> None:
 def test_the_figure_of_few_shots_is_the_mean_of_its_draws_with_students_interval() -> None:
     dataset = small(train=120, test=90, signal=0.5)
     (train, labels), (test, truth) = Given().features(dataset.train), Given().features(dataset.test)
-    found = dict(FewShot(shots=(2, 5), draws=4)(Given(), dataset))
+    found = list(FewShot(shots=(2, 5), draws=4)(Given(), dataset))
     mean, deviation = moments(train)
     for shots in (2, 5):
         accuracies = []
@@ -198,8 +199,9 @@ def test_the_figure_of_few_shots_is_the_mean_of_its_draws_with_students_interval
             fitted = LogisticRegression(max_iter=2000).fit((train[chosen] - mean) / deviation, labels[chosen])
             accuracies.append((fitted.predict((test - mean) / deviation) == truth.numpy()).mean())
         interval = t.interval(0.95, 3, loc=np.mean(accuracies), scale=np.std(accuracies, ddof=1) / 2)
-        assert found[f"top1 ({shots} a class)"] == pytest.approx(np.mean(accuracies), abs=0.004)
-        assert found[f"top1 ({shots} a class) +-"] == pytest.approx((interval[1] - interval[0]) / 2, abs=0.02)
+        mine = values(metric for metric in found if metric.options == {"shots": [shots]})
+        assert mine["top1"] == pytest.approx(np.mean(accuracies), abs=0.004)
+        assert mine["top1 +-"] == pytest.approx((interval[1] - interval[0]) / 2, abs=0.02)
 
 
 def test_draws_differ_but_are_the_same_for_every_encoder_and_nested() -> None:
@@ -213,7 +215,7 @@ def test_draws_differ_but_are_the_same_for_every_encoder_and_nested() -> None:
 
 
 def test_one_draw_has_no_interval_and_too_few_images_are_named() -> None:
-    assert list(dict(FewShot(shots=(1,), draws=1)(Given(), small()))) == ["top1 (1 a class)"]
+    assert list(values(FewShot(shots=(1,), draws=1)(Given(), small()))) == ["top1"]
     with pytest.raises(ContractError, match=r"class 'c' has 3 of the 11 training images, and 4 are asked for"):
         list(FewShot(shots=(1, 4))(Given(), small(train=11)))
 
@@ -227,16 +229,16 @@ def test_one_class_alone_is_told_without_scikit_learns_complaint() -> None:
 def test_the_attentive_probe_tells_what_the_tokens_know() -> None:
     dataset = small(signal=1.5)
     probe = AttentiveProbe(epochs=6, batch_size=16, lr=3e-3)
-    assert dict(probe(seeing(dataset, Pixelwise()), dataset))["top1"] > 0.9
-    assert dict(probe(seeing(dataset, Blind()), dataset))["top1"] < 0.6
+    assert values(probe(seeing(dataset, Pixelwise()), dataset))["top1"] > 0.9
+    assert values(probe(seeing(dataset, Blind()), dataset))["top1"] < 0.6
 
 
 def test_the_attentive_probe_can_make_tokens_anew_in_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = small(signal=1.5)
     probe = AttentiveProbe(epochs=6, batch_size=16, lr=3e-3)
-    kept = dict(probe(seeing(dataset, Pixelwise()), dataset))
+    kept = values(probe(seeing(dataset, Pixelwise()), dataset))
     monkeypatch.setattr("maskzoo.evaluation.attentive.CACHE", 0)
-    assert dict(probe(seeing(dataset, Pixelwise()), dataset)) == kept
+    assert values(probe(seeing(dataset, Pixelwise()), dataset)) == kept
 
 
 def test_heads_that_cannot_share_the_width_are_refused() -> None:
@@ -255,8 +257,8 @@ def test_fine_tuning_learns_and_leaves_the_model_alone(options: dict[str, Any]) 
     drop_path = encoder.backbone.drop_path
     tune = FineTune(epochs=8, batch_size=10, lr=5e-3, scale=(1.0, 1.0), **options)
     (result,) = tune(encoder, dataset)
-    assert result[0] == "top1"
-    assert result[1] > (0.9 if not options else 0.6)
+    assert result.name == "top1"
+    assert result.value > (0.9 if not options else 0.6)
     assert all(torch.equal(value, before[name]) for name, value in encoder.objective.state_dict().items())
     assert [part.training for part in encoder.backbone.modules()] == modes
     assert all(parameter.grad is None for parameter in encoder.backbone.parameters())
@@ -295,7 +297,7 @@ def test_fine_tuning_begins_with_the_encoders_weights_and_the_drop_path_asked_fo
 def test_the_loss_on_fixed_masks_is_the_objectives_own_whatever_the_batches() -> None:
     dataset, objective = small(test=10), tiny_objective(channels=1, size=(16, 16))
     found = {
-        size: dict(Reconstruction(ratio=0.6)(encoder_of(dataset, objective=objective, batch_size=size), dataset))
+        size: values(Reconstruction(ratio=0.6)(encoder_of(dataset, objective=objective, batch_size=size), dataset))
         for size in (1, 4, 10)
     }
     seen: list[Mask] = []
@@ -329,7 +331,7 @@ def test_the_fixed_masks_are_the_same_for_every_model_and_loss_tells_models_apar
     seen: list[Tensor] = []
     for encoder in (first, second):
         encoder.objective.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].hidden))
-    losses = [dict(Reconstruction()(encoder, dataset)) for encoder in (first, second)]
+    losses = [values(Reconstruction()(encoder, dataset)) for encoder in (first, second)]
     assert torch.equal(seen[0], seen[1])
     assert losses[0] != losses[1]
 
@@ -354,7 +356,7 @@ def test_a_classifier_of_other_classes_is_not_asked() -> None:
             return torch.eye(self.learnt)[split.labels], split.labels
 
     encoder = Foretelling()
-    assert dict(Classifier()(encoder, small())) == {"top1": 1.0}
+    assert values(Classifier()(encoder, small())) == {"top1": 1.0}
     encoder.learnt = CLASSES + 1
     with pytest.raises(ContractError, match=f"it has learnt {CLASSES + 1} classes, not {CLASSES}"):
         list(Classifier()(encoder, small()))
@@ -415,10 +417,14 @@ def test_the_rate_rises_and_falls() -> None:
     assert cosine(0.0) == 1.0
 
 
-def test_a_figure_is_shown_as_what_it_is() -> None:
-    assert shown("knn/top1 (k=5)", 0.8765) == "87.6%"
-    assert shown("loss on fixed masks", 0.123456) == "0.1235"
-    assert shown("top1", None) == shown("top1", float("nan")) == "not a number"
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.8765, "0.876"), (0.01234, "0.0123"), (12.7821, "12.78"), (-3.14159, "-3.142"), (1234.5, "1234"), (0, "0.000")],
+)
+def test_a_value_is_printed_as_its_unit_says(value: float, text: str) -> None:
+    assert printed(value) == text
+    assert printed(0.8765, "share") == "87.6%"
+    assert printed(None) == printed(float("nan"), "share") == "not a number"
 
 
 # --------------------------------------------------------------------------------------------------------- the command
@@ -461,38 +467,46 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_evaluating_a_run_adds_to_its_figures_and_replaces_only_its_own(run: Path) -> None:
-    before = json.loads((run / "evaluation.json").read_text())
+    before = entries(run)
     shown = evaluated(run, "--with", "knn:[5,20],reconstruction", "--set", "knn.images=50")
-    assert "top1 (k=20)" in shown
+    assert "knn (k 5, images 50)" in shown
     assert "loss on fixed masks" in shown
     assert "step 2" in shown
     after = json.loads((run / "evaluation.json").read_text())
-    assert {key: after[key] for key in before} == before  # what the run wrote stays as it is
-    first, second = after["evaluations"]
+    assert [entry["when"] for entry in before] == ["before", "after"]
+    assert entries(run)[:2] == before  # what the run wrote stays as it is
+    first, second, third = entries(run)[2:]
+    assert [entry["evaluator"].get("k") for entry in (first, second, third)] == [5, 20, None]
     assert first["evaluator"] == {
         "use": "knn",
-        "k": [5, 20],
+        "k": 5,
         "images": 50,
         "temperature": 0.07,
         "metric": "cosine",
         "weighting": "similarity",
     }
-    assert first["figures"].keys() == {"top1 (k=5)", "top1 (k=20)"}
+    (metric,) = first["metrics"]
+    assert (metric["name"], metric["better"], metric["unit"], metric["label"]) == (
+        *("top1", "higher", "share"),
+        "k-NN top-1",
+    )
     assert (first["step"], first["pooling"], first["data"]) == (2, "mean", {"use": "digits", "upsample": 16})
-    (run / "evaluation.json").write_text(json.dumps({**after, "evaluations": [{**first, "figures": {}}, second]}))
+    emptied = [*before, {**first, "metrics": []}, second, third]
+    (run / "evaluation.json").write_text(json.dumps({**after, "evaluations": emptied}))
     evaluated(run, "--with", "knn:[5,20]", "--set", "knn.images=50")
-    assert entries(run) == [first, second]
+    assert entries(run) == [*before, first, second, third]
+    evaluated(run, "--with", "knn", "--set", "knn.images=50")  # the same measurement as one of several k
+    assert entries(run) == [*before, first, second, third]
     evaluated(run, "--with", "knn:[5,20]", "--set", "knn.images=50", "--pooling", "class")
-    assert [entry["pooling"] for entry in entries(run)] == ["mean", "mean", "class"]
-    assert entries(run)[2]["figures"] != first["figures"]
+    assert [entry["pooling"] for entry in entries(run)[2:]] == ["mean", "mean", "mean", "class", "class"]
+    assert entries(run)[5]["metrics"] != first["metrics"]
 
 
 def test_without_wishes_a_run_is_evaluated_as_its_recipe_says(run: Path) -> None:
     evaluated(run)
-    (entry,) = entries(run)
-    assert entry["evaluator"]["images"] == 100
-    measured = json.loads((run / "evaluation.json").read_text())
-    assert entry["figures"]["top1"] == measured["after"]["knn/top1"]
+    entry = entries(run)[2]
+    assert (entry["when"], entry["evaluator"]["images"]) == ("later", 100)
+    assert entry["metrics"][0]["value"] == measured_by(run, "after")["knn/top1"]
 
 
 def test_what_needs_labels_is_said_and_the_others_still_run(run: Path, tmp_path: Path) -> None:
@@ -508,10 +522,10 @@ def test_what_needs_labels_is_said_and_the_others_still_run(run: Path, tmp_path:
     shown = evaluated(run, *wishes, "--set", "data.channels=1")
     for name in ("knn", "finetune"):
         assert f"{name}: not measured: it needs labels, and data 'folder' have none" in shown
-    (entry,) = entries(run)
+    (entry,) = entries(run)[2:]
     assert entry["evaluator"]["use"] == "reconstruction"
     assert entry["data"]["root"] == str(tmp_path / "images")
-    assert entry["figures"]["loss on fixed masks"] > 0
+    assert entry["metrics"][0]["value"] > 0
 
 
 def test_a_figure_that_is_no_number_is_said_and_kept_as_null(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,7 +535,7 @@ def test_a_figure_that_is_no_number_is_said_and_kept_as_null(run: Path, monkeypa
     monkeypatch.setattr(FewShot, "__call__", nothing)
     shown = evaluated(run, "--with", "fewshot")
     assert "fewshot: top1 is nan, no finite number" in shown
-    assert entries(run)[0]["figures"] == {"top1": None}
+    assert [(one["name"], one["value"]) for one in entries(run)[2]["metrics"]] == [("top1", None)]
 
 
 def test_a_run_keeps_what_is_no_number_as_null_and_shows_a_loss_as_what_it_is(
@@ -532,19 +546,20 @@ def test_a_run_keeps_what_is_no_number_as_null_and_shows_a_loss_as_what_it_is(
 
     monkeypatch.setattr(FewShot, "__call__", nothing)
     shown = train(tmp_path / "run", "['fewshot', 'reconstruction']")
-    measured = json.loads((tmp_path / "run" / "evaluation.json").read_text(), parse_constant=pytest.fail)
-    assert measured["before"].keys() == measured["after"].keys()
-    assert measured["after"]["fewshot/top1"] is None
+    json.loads((tmp_path / "run" / "evaluation.json").read_text(), parse_constant=pytest.fail)
+    after = measured_by(tmp_path / "run", "after")
+    assert measured_by(tmp_path / "run", "before").keys() == after.keys()
+    assert after["fewshot/top1"] is None
     assert "fewshot/top1: not a number before, not a number after training" in shown
     assert f"fewshot/top1 of '{tmp_path / 'run'}' is not a number" in "".join(gather([tmp_path / "run"]).remarks)
-    assert f"{measured['after']['reconstruction/loss on fixed masks']:.4g} after training" in shown
+    assert f"{after['reconstruction/loss on fixed masks']:.3f} after training" in shown
     assert "fewshot/top1 is nan after training" in (tmp_path / "run" / "warnings.txt").read_text()
 
 
 def test_what_one_evaluator_refuses_the_others_survive(run: Path) -> None:
     shown = evaluated(run, "--with", "fewshot,knn", "--set", "fewshot.images=20")
     assert "fewshot: not measured: class" in shown
-    assert [entry["evaluator"]["use"] for entry in entries(run)] == ["knn"]
+    assert [entry["evaluator"]["use"] for entry in entries(run)[2:]] == ["knn"]
 
 
 def test_any_backbone_stands_in_the_same_table(run: Path, tmp_path: Path) -> None:
@@ -557,9 +572,8 @@ def test_any_backbone_stands_in_the_same_table(run: Path, tmp_path: Path) -> Non
     initial, learnt = entries(tmp_path / "other")
     assert (initial["weights"], learnt["weights"]) == (None, str(run))
     assert initial["model"] == learnt["model"]
-    measured = json.loads((run / "evaluation.json").read_text())
-    assert initial["figures"]["top1"] == measured["before"]["knn/top1"]
-    assert learnt["figures"]["top1"] == measured["after"]["knn/top1"]
+    assert initial["metrics"][0]["value"] == measured_by(run, "before")["knn/top1"]
+    assert learnt["metrics"][0]["value"] == measured_by(run, "after")["knn/top1"]
 
 
 @pytest.mark.parametrize(
@@ -603,6 +617,6 @@ def test_a_run_that_is_being_written_to_is_not_evaluated(run: Path) -> None:
 def test_an_encoder_that_has_learnt_is_told_from_one_that_has_not() -> None:
     dataset = small(signal=1.5)
     for probe in (LinearProbe(epochs=20), FewShot(shots=(5,)), AttentiveProbe(epochs=6, batch_size=16, lr=3e-3)):
-        sees = next(iter(dict(probe(seeing(dataset, Pixelwise()), dataset)).values()))
-        blind = next(iter(dict(probe(seeing(dataset, Blind()), dataset)).values()))
+        sees = next(iter(values(probe(seeing(dataset, Pixelwise()), dataset)).values()))
+        blind = next(iter(values(probe(seeing(dataset, Blind()), dataset)).values()))
         assert sees > blind + 0.2, probe.name

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from helpers import REGISTRY, tiny_objective
+from helpers import REGISTRY, tiny_objective, values
 from test_evaluators import CLASSES, CPU, Given, Pixelwise, Small, encoder_of, small
 from timm.optim import Lars
 from torch import Tensor, nn
@@ -301,15 +301,15 @@ def test_a_linear_probe_of_which_nothing_stayed_finite_has_no_figure(solver: Any
 @pytest.mark.parametrize("rates", [(ABSURD, 0.1), (0.1, ABSURD)])
 def test_a_sane_rate_is_chosen_before_an_absurd_one_and_not_spoilt_by_it(rates: tuple[float, ...]) -> None:
     dataset = small(train=150, test=60)
-    found = dict(LinearProbe(rates=rates, epochs=5, batch_size=32)(Given(), dataset))
-    assert found == dict(LinearProbe(rates=(0.1,), epochs=5, batch_size=32)(Given(), dataset))
+    found = values(LinearProbe(rates=rates, epochs=5, batch_size=32)(Given(), dataset))
+    assert found == values(LinearProbe(rates=(0.1,), epochs=5, batch_size=32)(Given(), dataset))
     assert found["top1"] > 0.8
 
 
 def test_a_rate_that_left_nothing_finite_is_not_chosen_where_not_a_number_is_taken_for_the_right_class() -> None:
     dataset = small(train=50, test=9)
     alike = attrs.evolve(dataset, train=ImagesInMemory(dataset.train.images, torch.zeros(50, dtype=torch.int64)))
-    assert dict(LinearProbe(rates=(ABSURD, 0.1), epochs=5, batch_size=10)(Given(), alike))["rate"] == 0.1
+    assert values(LinearProbe(rates=(ABSURD, 0.1), epochs=5, batch_size=10)(Given(), alike))["rate"] == 0.1
 
 
 # ---------------------------------------------------------------------------------------------------------- all of them
@@ -369,7 +369,7 @@ def told_by_a_classifier(dataset: Small, classes: list[str]) -> WholeImages:
 
 def test_a_classifier_of_as_many_other_classes_is_not_asked() -> None:
     dataset = small(train=3, test=6)
-    assert [name for name, _ in Classifier()(told_by_a_classifier(dataset, ["a", "b", "c"]), dataset)] == ["top1"]
+    assert list(values(Classifier()(told_by_a_classifier(dataset, ["a", "b", "c"]), dataset))) == ["top1"]
     for others in (["a", "b", "d"], ["b", "a", "c"]):
         with pytest.raises(ContractError, match="the classes of these data are not those that it has learnt"):
             list(Classifier()(told_by_a_classifier(dataset, others), dataset))

@@ -104,16 +104,15 @@ def test_a_finished_run_without_checkpoints_is_not_wiped(finished: Path):
 
 def test_a_run_that_begins_anew_removes_what_it_had_drawn_and_nothing_else(finished: Path):
     shutil.rmtree(finished / "checkpoints")
-    evaluation = json.loads((finished / "evaluation.json").read_text())
-    del evaluation["after"]
-    (finished / "evaluation.json").write_text(json.dumps({**evaluation, "evaluations": [{"step": 6}]}))
+    left = {"measured": ["before"], "evaluations": [{"step": 6}]}
+    (finished / "evaluation.json").write_text(json.dumps(left))
     (finished / "masks" / "step-00000099.png").write_text("of an earlier moment")
     (finished / "masks" / "mine.png").write_text("mine")
     (finished / "notes.txt").write_text("mine")
     resumed(finished)
     assert not (finished / "masks" / "step-00000099.png").exists()
     assert (finished / "masks" / "mine.png").read_text() == (finished / "notes.txt").read_text() == "mine"
-    assert json.loads((finished / "evaluation.json").read_text())["evaluations"] == [{"step": 6}]
+    assert json.loads((finished / "evaluation.json").read_text())["evaluations"][0] == {"step": 6}
     assert [step["step"] for step in metrics(finished)] == list(range(6))
 
 
@@ -326,7 +325,7 @@ def test_a_moment_that_cannot_be_read_is_left_out_of_the_picture(damage: bytes |
     else:
         moment.write_bytes(damage)
     assert "the picture of the run leaves it out" in resumed(finished)
-    assert "after" in json.loads((finished / "evaluation.json").read_text())
+    assert "after" in json.loads((finished / "evaluation.json").read_text())["measured"]
     assert (finished / "masks" / "curriculum.png").stat().st_size > 1000
 
 

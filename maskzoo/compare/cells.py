@@ -14,7 +14,7 @@ from maskzoo.compare.readings import Reading, gone, mixed, read, read_run
 from maskzoo.compare.scores import with_scores
 from maskzoo.compare.statistics import Difference, Summary, best, corrected, paired, summarise
 from maskzoo.errors import DataError, RecipeError
-from maskzoo.metrics import Better, Metric, declared
+from maskzoo.metrics import Better, Metric, decimals
 from maskzoo.plain import FREE_KEYS, named
 
 # Keys that decide no figure: where and how a run was done, and what it kept.
@@ -63,9 +63,16 @@ class Comparison:
         return [name for name in names if self.metric(name).result]
 
     def metric(self, score: str) -> Metric:
-        """What is declared about a score; its value says nothing."""
-        evaluator, _, name = score.partition("/")
-        return declared(evaluator.partition(" ")[0], name, 0.0)
+        """What is declared about a score: what all agree on who declare anything; its value says nothing."""
+        runs = (run for cell in self.cells for run in cell.runs.values())
+        known = [run.declared[score] for run in runs if score in run.declared]
+        ways, units = ({getattr(one, key) for one in known} - {none} for key, none in (("better", None), ("unit", "")))
+        return attrs.evolve(
+            next((one for one in known if one.label != score), known[0]),
+            better=ways.pop() if len(ways) == 1 else None,
+            unit=units.pop() if len(units) == 1 else "",
+            result=any(one.result for one in known),
+        )
 
     def better(self, score: str) -> Better | None:
         """Which way is better; None where no evaluator has declared it, so that no cell is better by it."""
@@ -73,11 +80,14 @@ class Comparison:
 
     def label(self, score: str) -> str:
         """What a paper calls the score, e.g. "k-NN top-1"; the score's own name where nothing is declared."""
-        return self.metric(score).label or score
+        return self.metric(score).label
 
     def unit(self, score: str) -> tuple[float, int, str]:
         """What a score is multiplied by to be printed, its decimals, and its sign: shares are printed in percent."""
-        return (100.0, 1, "%") if self.metric(score).unit == "share" else (1.0, 3, "")
+        if self.metric(score).unit == "share":
+            return 100.0, decimals(0.0, "share"), "%"
+        values = [value for cell in self.cells for value in cell.values(score).values()]
+        return 1.0, decimals(max(map(abs, values), default=0.0)), ""
 
     @property
     def trained(self) -> list[Cell]:

@@ -54,7 +54,7 @@ def evaluators(comparison: Comparison) -> list[tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for cell in comparison.cells:
         for run in cell.runs.values():
-            for measured in run.measured:
+            for measured in (one for one in run.measured if one.metrics):
                 options = {key: value for key, value in measured.evaluator.items() if key != "use"}
                 words = [f"{key} {plain_value(value)}" for key, value in options.items() if value is not None]
                 words += [f"pooling {measured.pooling}"]

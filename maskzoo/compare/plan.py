@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 from rich.text import Text
 
+from maskzoo import measured
 from maskzoo.build import choose_curriculum, points, refuse_meaningless
 from maskzoo.compare.fitted import Fitted
 from maskzoo.compare.keeping import GENERATOR, begin, read_plan
@@ -20,7 +21,7 @@ from maskzoo.compare.report import folder_name
 from maskzoo.cost import flops_per_image, shape_of, steps_of
 from maskzoo.defaults import settled
 from maskzoo.errors import DataError, MaskZooError, RecipeError
-from maskzoo.plain import FREE_KEYS, named, printable, read_json, rooted, same_place, shown, write_json
+from maskzoo.plain import FREE_KEYS, named, printable, rooted, same_place, shown, write_json
 from maskzoo.recipe import Recipe, make, parse, plain_of, put, put_beside, read, write
 from maskzoo.registry import Registry, nearest
 from maskzoo.schedules import set_up
@@ -43,7 +44,7 @@ class Job:
     def done(self) -> bool:
         """Whether it has finished, its evaluation too."""
         try:
-            return "after" in read_json(self.folder / "evaluation.json")
+            return "after" in measured.read(self.folder / "evaluation.json")[measured.MOMENTS]
         except DataError:
             return False
 

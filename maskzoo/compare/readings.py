@@ -11,23 +11,15 @@ from typing import Any
 
 import attrs
 
+from maskzoo import measured
 from maskzoo.errors import DataError
+from maskzoo.measured import Measured
+from maskzoo.metrics import Metric
 from maskzoo.plain import is_number, named, parse_toml, read_json, read_lines, read_text, rooted, shown, step_line
 from maskzoo.sources import changes
 
 POINTS = 200  # of a curve, at most: the mean of as many steps each
 CURVES = ("loss", "factor", "ratio")
-
-
-@attrs.frozen(eq=False)
-class Measured:
-    """What one evaluator has found, and under which settings."""
-
-    evaluator: Mapping[str, Any]  # its `use`, and its options where they are known
-    figures: Mapping[str, float | None]  # None where it was no number
-    data: Any = None  # as a recipe names them; None: what the run itself learnt from
-    pooling: str = "mean"
-    own: bool = False  # by the run itself
 
 
 @attrs.frozen(eq=False)
@@ -44,13 +36,16 @@ class Reading:
     before: list[Measured]  # by the run itself, before its first step
     measured: list[Measured]  # after training: by the run itself first, then by `maskzoo evaluate`
     problems: dict[str, str]  # why an evaluator of the run has measured nothing, by its name
-    scores: dict[str, float | None]  # what the run itself has measured; what a comparison shows, in one
+    scores: dict[
+        str, float | None
+    ]  # what the run itself has measured; what a comparison shows, in one; None: no number
     curves: dict[str, list[tuple[float, float]]]  # name -> (step, value)
     speed: float | None  # images a second, the median over the steps
     seconds: float | None  # of training, without evaluation, pictures and checkpoints
     memory: int | None  # the most bytes held at once while it trained
     flops: float | None  # of one image in training, where a comparison has counted them
     model: str = ""  # what a model that was not trained here is called; empty for a run
+    declared: dict[str, Metric] = attrs.field(factory=dict)  # what is declared about each score, in a comparison
 
     @property
     def trained(self) -> bool:
@@ -90,11 +85,11 @@ def read(path: Path) -> list[Reading]:
 
     DataError says what is missing or damaged.
     """
-    entries = [] if (path / "recipe.toml").exists() else _entries(_json(path / "evaluation.json"))
-    models: dict[str, list[dict[str, Any]]] = {}
-    for entry in entries:
-        if isinstance(entry.get("model"), dict):
-            models.setdefault(repr((entry["model"], entry.get("weights"))), []).append(entry)
+    held = [] if (path / "recipe.toml").exists() else measured.entries(measured.read(path / "evaluation.json"))
+    models: dict[str, list[Measured]] = {}
+    for entry in held:
+        if entry.model is not None:
+            models.setdefault(repr((entry.model, entry.weights)), []).append(entry)
     return [_model(path, group) for group in models.values()] or [read_run(path)]
 
 
@@ -119,32 +114,30 @@ def read_run(path: Path) -> Reading:
 
 
 def _run(path: Path, recipe: dict[str, Any]) -> Reading:
-    evaluation = _json(path / "evaluation.json")
+    evaluation = measured.read(path / "evaluation.json")
+    held = measured.entries(evaluation)
     lines = list(_lines(path / "metrics.jsonl"))
     keys = shown(recipe)
     speeds = [line["images_per_second"] for line in lines if is_number(line.get("images_per_second"))]
     batch = keys.get("train.batch_size", 0)
-    before, after, settings = evaluation.get("before"), evaluation.get("after"), evaluation.get("settings") or {}
     steps = int(lines[-1]["step"]) + 1 if lines else 0
-    measured = _own(after or {}, settings)
-    for entry in _entries(evaluation):
-        if entry.get("step") == steps and isinstance(entry.get("evaluator"), dict):
-            found = _measured(entry)
-            measured.append(
-                attrs.evolve(found, data=None) if rooted(found.data) == rooted(recipe.get("data")) else found
-            )
+    home = rooted(recipe.get("data"))
+    held = [attrs.evolve(entry, data=None) if entry.own or rooted(entry.data) == home else entry for entry in held]
+    after = [entry for entry in held if entry.when == "after"]
+    found = [*after, *(entry for entry in held if not entry.own and entry.step == steps)]
+    known = {entry.use for entry in found if entry.metrics}
     return Reading(
         path=path,
         recipe=recipe,
         keys=keys,
         environment=_environment(path / "environment.json"),
-        finished=isinstance(after, dict),
+        finished="after" in evaluation[measured.MOMENTS],
         progress=float(lines[-1].get("progress") or 0.0) if lines else 0.0,
         steps=steps,
-        before=_own(before if isinstance(before, dict) else {}, settings),
-        measured=measured,
-        problems={str(name): str(words) for name, words in (evaluation.get("problems") or {}).items()},
-        scores=_numbers(after or {}),
+        before=[entry for entry in held if entry.when == "before"],
+        measured=found,
+        problems={entry.use: entry.problem for entry in after if entry.problem and entry.use not in known},
+        scores={f"{one.use}/{metric.name}": finite(metric.value) for one in after for metric in one.metrics},
         curves={name: curve for name in CURVES if (curve := _curve(lines, name))},
         speed=statistics.median(speeds) if speeds else None,
         seconds=math.fsum(batch / speed for speed in speeds if speed > 0) if speeds else None,
@@ -155,9 +148,9 @@ def _run(path: Path, recipe: dict[str, Any]) -> Reading:
     )
 
 
-def _model(path: Path, entries: Sequence[Mapping[str, Any]]) -> Reading:
+def _model(path: Path, entries: Sequence[Measured]) -> Reading:
     """A model that was evaluated alone; one whose own data nobody knows."""
-    model, weights = entries[0]["model"], entries[0].get("weights")
+    model, weights = entries[0].model, entries[0].weights
     name = str(model.get("timm") or model.get("use") or "?")
     origin = Path(weights).stem if weights else "pretrained" if model.get("pretrained") else "untrained"
     recipe = {"backbone": model}
@@ -170,7 +163,7 @@ def _model(path: Path, entries: Sequence[Mapping[str, Any]]) -> Reading:
         progress=1.0,
         steps=0,
         before=[],
-        measured=[_measured(entry) for entry in entries if isinstance(entry.get("evaluator"), dict)],
+        measured=list(entries),
         problems={},
         scores={},
         curves={},
@@ -180,34 +173,6 @@ def _model(path: Path, entries: Sequence[Mapping[str, Any]]) -> Reading:
         flops=None,
         model=f"{name} ({origin})",
     )
-
-
-def _entries(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What `maskzoo evaluate` has added."""
-    held = evaluation.get("evaluations")
-    return [entry for entry in held if isinstance(entry, dict)] if isinstance(held, list) else []
-
-
-def _measured(entry: Mapping[str, Any]) -> Measured:
-    figures = entry.get("figures")
-    return Measured(
-        entry["evaluator"],
-        _numbers(figures if isinstance(figures, dict) else {}),
-        entry.get("data"),
-        str(entry.get("pooling", "mean")),
-    )
-
-
-def _own(after: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Measured]:
-    """What a run itself has measured: its figures are called NAME/FIGURE, by the names of its evaluators."""
-    uses = [use if isinstance(use, dict) else {"use": use} for use in settings.get("evaluators", [])]
-    names = settings.get("names") or [str(use.get("use")) for use in uses]
-    known = dict(zip(names, uses, strict=False))
-    figures: dict[str, dict[str, Any]] = {}
-    for name, value in after.items():
-        owner, _, figure = name.partition("/")
-        figures.setdefault(owner, {})[figure] = value
-    return [Measured(known.get(owner, {"use": owner}), _numbers(found), own=True) for owner, found in figures.items()]
 
 
 def _counted(path: Path) -> float | None:
@@ -222,8 +187,9 @@ def _counted(path: Path) -> float | None:
     return float(flops) if is_number(flops) else None
 
 
-def _numbers(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    return {name: float(value) if is_number(value) else None for name, value in figures.items()}
+def finite(value: float) -> float | None:
+    """The value; None where it is no finite number."""
+    return value if math.isfinite(value) else None
 
 
 def gone(reading: Reading) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which figures of several runs are one score: what one evaluator measured under one setting, and no other."""
+"""Which metrics of several runs are one score: what one evaluator measured under one setting, and no other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 import attrs
 
-from maskzoo.compare.readings import Measured, Reading
+from maskzoo.compare.readings import Reading, finite
+from maskzoo.measured import Measured, option
+from maskzoo.metrics import Metric
 from maskzoo.plain import named, shown
 
 
@@ -17,24 +19,35 @@ class Setting:
     """One evaluator with its options, on one kind of data, by one pooling."""
 
     options: dict[str, Any]  # `use` among them
+    changed: frozenset[str] | None  # options that are not as given; None where nobody has said
     data: Any  # None: a run's own
     pooling: str
 
     def takes(self, measured: Measured, data: Any) -> bool:
-        """Whether that was measured so; an option that is written on one side only says nothing against it.
+        """Whether that was measured so.
 
-        An older version had fewer options, and what is None is not written everywhere.
+        What only one side writes down is an option that the other's older version did not have: it has to be as given.
+        By which statistics images are normalised belongs to the model, as its weights do.
         """
-        known = self.options.keys() & measured.evaluator.keys()
-        alike = all(self.options[key] == measured.evaluator[key] for key in known)
-        return alike and self.data == data and self.pooling == measured.pooling
+        ours, theirs = self.options, measured.evaluator
+        if (self.data, self.pooling) != (data, measured.pooling):
+            return False
+        newer = (ours.keys() - theirs.keys()) & (self.changed or frozenset())
+        newer |= (theirs.keys() - ours.keys()) & (measured.changed or frozenset())
+        return not newer and all(ours[key] == theirs[key] for key in ours.keys() & theirs.keys())
+
+    def joined(self, measured: Measured) -> None:
+        """Take in what that says about options which were not known here."""
+        self.options |= measured.evaluator
+        if measured.changed is not None:
+            self.changed = (self.changed or frozenset()) | measured.changed
 
 
 def with_scores(runs: Sequence[Reading]) -> list[Reading]:
     """The same readings, in whose `scores` one name means the same measurement in all of them.
 
-    A figure is called EVALUATOR/FIGURE; the options stand behind the evaluator's name where two settings of it were
-    used, other data and another pooling behind the figure's.
+    A score is called EVALUATOR/METRIC; the options stand behind the evaluator's name where two settings of it were
+    used, other data and another pooling behind the metric's.
     """
     homes = [run.recipe.get("data") for run in runs if run.trained] or [
         measured.data for run in runs for measured in run.measured
@@ -45,25 +58,28 @@ def with_scores(runs: Sequence[Reading]) -> list[Reading]:
         pairs = []
         for measured in run.measured:
             data = None if _at_home(measured, run, homes) else measured.data
-            setting = next((one for one in settings if one.takes(measured, data)), None)
-            if setting is None:
-                setting = Setting(dict(measured.evaluator), data, measured.pooling)
-                settings.append(setting)
-            else:
-                setting.options |= measured.evaluator
+            taking = [one for one in settings if one.takes(measured, data)]
+            same = [one for one in taking if one.options == measured.evaluator]
+            if not taking:
+                settings.append(Setting(dict(measured.evaluator), measured.changed, data, measured.pooling))
+            setting = (same or taking or settings[-1:])[0]
+            setting.joined(measured)
             pairs.append((setting, measured))
         found.append(pairs)
-    words = {id(setting): (_name(setting, settings), _where(setting, settings)) for setting in settings}
+    words = {id(setting): (_telling(setting, settings), _where(setting, settings)) for setting in settings}
     scored = []
     for run, pairs in zip(runs, found, strict=True):
-        own: dict[str, float | None] = {}
-        later: dict[str, float | None] = {}  # where one setting was measured twice, the last time counts
+        own: dict[str, Metric] = {}
+        later: dict[str, Metric] = {}  # where one setting was measured twice, the last time counts
         for setting, measured in pairs:
-            name, where = words[id(setting)]
-            for figure, value in measured.figures.items():
-                (own if measured.own else later)[f"{name}/{figure}{where}" if figure else f"{name}{where}"] = value
-        scores = own | {name: value for name, value in later.items() if name not in own}
-        scored.append(attrs.evolve(run, scores=scores))
+            telling, where = words[id(setting)]
+            for metric in measured.metrics:
+                name = "/".join(filter(None, (f"{measured.use}{telling}", metric.name))) + where
+                label = f"{metric.label}{telling}{where}" if metric.label else name
+                (own if measured.own else later)[name] = attrs.evolve(metric, label=label)
+        metrics = own | {name: metric for name, metric in later.items() if name not in own}
+        scores = {name: finite(metric.value) for name, metric in metrics.items()}
+        scored.append(attrs.evolve(run, scores=scores, declared=metrics))
     return scored
 
 
@@ -81,7 +97,7 @@ def _where(setting: Setting, settings: Sequence[Setting]) -> str:
         name = data_name(setting.data)
         others = [one.data for one in settings if one.data is not None and one.data != setting.data]
         if any(data_name(other) == name for other in others):  # two folders called `val`
-            name = " ".join(f"{key}={_value(value)}" for key, value in shown({"data": setting.data}).items())
+            name = " ".join(f"{key}={option(value)}" for key, value in shown({"data": setting.data}).items())
         words = f" on {name}"
     return words if setting.pooling == "mean" else f"{words} ({setting.pooling} token)"
 
@@ -92,21 +108,10 @@ def data_name(data: Any) -> str:
     return PurePath(root).name if isinstance(root, str) and PurePath(root).name else str(named(data))
 
 
-def _name(setting: Setting, settings: Sequence[Setting]) -> str:
-    """An evaluator's name, with the options that tell this setting from the others of that name and place."""
-    use = str(setting.options.get("use", "?"))
+def _telling(setting: Setting, settings: Sequence[Setting]) -> str:
+    """The options that tell this setting of an evaluator from the others of that evaluator and place."""
     same = [one for one in settings if one.options.get("use") == setting.options.get("use")]
     alike = [shown(one.options) for one in same if (one.data, one.pooling) == (setting.data, setting.pooling)]
     mine = shown(setting.options)
     telling = [key for key in mine if len({repr(options.get(key)) for options in alike}) > 1]
-    return f"{use} ({', '.join(f'{key} {_value(mine[key])}' for key in telling)})" if telling else use
-
-
-def _value(value: Any) -> str:
-    return (
-        ",".join(map(str, value))
-        if isinstance(value, list)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    return f" ({', '.join(f'{key} {option(mine[key])}' for key in telling)})" if telling else ""

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from maskzoo.errors import ContractError
 from maskzoo.evaluation.features import evaluating, some_of
 from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of, cosine
+from maskzoo.metrics import Metric, accuracy
 from maskzoo.protocols import Dataset, Encoder, Need, Split, Stream, define
 from maskzoo.seeds import stream, stream_seed
 
@@ -45,8 +46,8 @@ class AttentiveProbe:
     # random seed of the evaluation's own draws
     seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))
 
-    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield ("top1", the share of test images told right); nothing without labels or test images."""
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[Metric]:
+        """Yield "top1", the share of test images told right; nothing without labels or test images."""
         if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
             return
         if encoder.dim % self.heads:
@@ -69,7 +70,7 @@ class AttentiveProbe:
                 right += int((scores.argmax(dim=1).cpu() == told).sum())
                 images += len(told)
         if images:
-            yield "top1", right / images
+            yield accuracy(self.name, right / images)
 
     def _train(self, probe: nn.Module, source: Tokens) -> bool:
         """Train the probe; False where no image has a label."""

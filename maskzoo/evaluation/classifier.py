@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from maskzoo.errors import ContractError
+from maskzoo.metrics import Metric, accuracy
 from maskzoo.protocols import Dataset, Encoder, Need, define
 
 
@@ -19,8 +20,8 @@ class Classifier:
     name: ClassVar[str] = "classifier"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield ("top1", the share of test images told right); ContractError for other classes than it has learnt."""
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[Metric]:
+        """Yield "top1", the share of test images told right; ContractError for other classes than it has learnt."""
         if dataset.classes is None or len(dataset.test) == 0:
             return
         if encoder.classes is not None and not encoder.classes:
@@ -33,4 +34,4 @@ class Classifier:
         scores, labels = foretold  # [M, K], [M]
         if scores.shape[1] != len(dataset.classes):
             raise ContractError(f"classifier: it has learnt {scores.shape[1]} classes, not {len(dataset.classes)}")
-        yield "top1", (scores.argmax(dim=1) == labels).double().mean().item()
+        yield accuracy(self.name, (scores.argmax(dim=1) == labels).double().mean().item())

@@ -16,6 +16,7 @@ from torch import Tensor
 from maskzoo.errors import ContractError
 from maskzoo.evaluation.linear import logistic, moments
 from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of
+from maskzoo.metrics import Metric, accuracy, interval
 from maskzoo.protocols import Dataset, Encoder, Need, define
 from maskzoo.seeds import stream
 
@@ -44,9 +45,10 @@ class FewShot:
         if not self.shots or min(self.shots) < 1:
             raise ValueError(f"shots: must be one or more numbers of images, at least 1, got {list(self.shots)}")
 
-    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield ("top1 (5 a class)", the mean share told right) and, of several draws, ("top1 (5 a class) +-", half the
-        width of the interval), for each number of images. Nothing without labels or test images.
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[Metric]:
+        """Yield "top1", the mean share told right, and, of several draws, "top1 +-", half the width of its interval.
+
+        Each number of images is an option of its own. Nothing without labels or test images.
 
         Raises ContractError where a class has fewer images than are asked for.
         """
@@ -65,10 +67,9 @@ class FewShot:
                 chosen = drawn(labels, shots, self.seed, draw)
                 told = logistic((train[chosen] - mean) / deviation, labels[chosen], asked, self.penalty)
                 accuracies.append((told == truth).double().mean().item())
-            name = f"top1 ({shots} a class)"
-            yield name, sum(accuracies) / len(accuracies)
+            yield accuracy(self.name, sum(accuracies) / len(accuracies), shots=[shots])
             if self.draws > 1:
-                yield f"{name} +-", half_width(accuracies)
+                yield interval(half_width(accuracies), shots=[shots])
 
     def _check(self, labels: Tensor, dataset: Dataset) -> None:
         counts = torch.bincount(labels, minlength=classes_of(dataset)).tolist()

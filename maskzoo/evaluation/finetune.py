@@ -21,6 +21,7 @@ from maskzoo.errors import ContractError, RecipeError
 from maskzoo.evaluation.features import WholeImages
 from maskzoo.evaluation.options import classes_of, cosine
 from maskzoo.mask import Mask
+from maskzoo.metrics import Metric, accuracy
 from maskzoo.objectives.supervised import Classify
 from maskzoo.protocols import Batch, Dataset, Encoder, Need, define
 from maskzoo.recipe import OptimizerRecipe
@@ -69,8 +70,8 @@ class FineTune:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale: must be two shares of the area, 0 < low <= high <= 1, got {list(self.scale)}")
 
-    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield ("top1", the share of test images told right); nothing without labels or test images."""
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[Metric]:
+        """Yield "top1", the share of test images told right; nothing without labels or test images."""
         if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
             return
         device = encoder.device
@@ -101,7 +102,7 @@ class FineTune:
         encoder.left_out(tuned.broken())
         if foretold is not None:
             scores, labels = foretold
-            yield "top1", (scores.argmax(dim=1) == labels).double().mean().item()
+            yield accuracy(self.name, (scores.argmax(dim=1) == labels).double().mean().item())
 
     def _copy(self, backbone: Any) -> Any:
         """The backbone once more, with the drop path that is asked for; RecipeError where it knows none."""

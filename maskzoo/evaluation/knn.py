@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from maskzoo.evaluation.options import Images, an_amount, at_most
+from maskzoo.metrics import Metric, accuracy
 from maskzoo.protocols import Dataset, Encoder, Need, define
 
 SIMILARITIES = 2**24  # held at once: 64 MiB
 TRAINING = 2**16  # training images, of those at the most
-Metric = Literal["cosine", "euclidean"]
+Distance = Literal["cosine", "euclidean"]
 Weighting = Literal["similarity", "plain"]
 
 
@@ -27,17 +28,17 @@ class KNearestNeighbours:
     """Accuracy of a vote of the nearest training images, which needs no training and no tuning.
 
     As given, votes are weighted by similarity (DINO). CL-MAE reports `metric = "euclidean"`, `weighting = "plain"`
-    and `k = 5`. Several k are asked for as a list, and each has a figure of its own.
+    and `k = 5`. Several k are asked for as a list, and each is a measurement of its own.
     """
 
     name: ClassVar[str] = "knn"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    k: int | tuple[int, ...] = 20  # neighbours that vote; several give a metric each
+    k: int | tuple[int, ...] = 20  # neighbours that vote; each of several is a measurement of its own
     # of the similarity's weights; low: the nearest decide
     temperature: float = attrs.field(default=0.07, validator=attrs.validators.gt(0))
     images: Images = attrs.field(default=10_000, validator=an_amount)  # images of each split, at most
-    metric: Metric = "cosine"  # what near means
+    metric: Distance = "cosine"  # what near means
     weighting: Weighting = "similarity"  # "plain": every neighbour has one vote
 
     def __attrs_post_init__(self) -> None:
@@ -50,8 +51,8 @@ class KNearestNeighbours:
     def _sizes(self) -> tuple[int, ...]:
         return (self.k,) if isinstance(self.k, int) else tuple(self.k)
 
-    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield ("top1", the share of test images whose label is foretold), or ("top1 (k=5)", ...) for each of several.
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[Metric]:
+        """Yield "top1", the share of test images whose label is predicted, for each k as an option of its own.
 
         Nothing without labels or test images.
         """
@@ -65,8 +66,7 @@ class KNearestNeighbours:
         temperature = self.temperature if self.weighting == "similarity" else None
         for k in self._sizes:
             foretold = elected(scores[:, :k], labels[neighbours[:, :k]], temperature=temperature)
-            name = "top1" if isinstance(self.k, int) else f"top1 (k={k})"
-            yield name, (foretold == truth).double().mean().item()
+            yield accuracy(self.name, (foretold == truth).double().mean().item(), k=k)
 
 
 def vote(train: Tensor, labels: Tensor, test: Tensor, *, k: int, temperature: float) -> Tensor:
@@ -80,7 +80,7 @@ def vote(train: Tensor, labels: Tensor, test: Tensor, *, k: int, temperature: fl
 
 
 def nearest(
-    train: Tensor, test: Tensor, *, most: int, metric: Metric = "cosine", device: torch.device | str = "cpu"
+    train: Tensor, test: Tensor, *, most: int, metric: Distance = "cosine", device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """How near the `most` (or all M) nearest of `train` [M, D] are to each of `test` [Q, D], and which, [Q, most] each.
 

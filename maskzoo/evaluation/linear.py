@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from maskzoo.errors import ContractError
 from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of, cosine, several_above_zero
+from maskzoo.metrics import Metric, accuracy
 from maskzoo.protocols import Dataset, Encoder, Need, define
 from maskzoo.seeds import stream
 
@@ -52,8 +53,8 @@ class LinearProbe:
     # random seed of the evaluation's own draws
     seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))
 
-    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield ("top1", the share of test images told right) and ("rate" or "penalty", the one that was chosen).
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[Metric]:
+        """Yield "top1", the share of test images told right, and "rate" or "penalty", the one that was chosen.
 
         Nothing without labels or test images.
         """
@@ -66,9 +67,9 @@ class LinearProbe:
         classes = classes_of(dataset)
         offered = self.penalties if self.solver == "lbfgs" else self.rates
         chosen = offered[0] if len(offered) == 1 else self._best(train, labels, offered, classes, encoder)
-        (accuracy,) = self._accuracies(train, labels, test, truth, [chosen], classes, encoder)
-        yield "top1", accuracy
-        yield "penalty" if self.solver == "lbfgs" else "rate", chosen
+        (right,) = self._accuracies(train, labels, test, truth, [chosen], classes, encoder)
+        yield accuracy(self.name, right)
+        yield Metric("penalty" if self.solver == "lbfgs" else "rate", chosen, result=False)
 
     def _best(self, train: Tensor, labels: Tensor, offered: Sequence[float], classes: int, encoder: Encoder) -> float:
         """The rate or penalty that does best on the held-out part of the training images."""

@@ -11,7 +11,6 @@ import attrs
 from maskzoo.data.batches import loader_trouble
 from maskzoo.errors import ContractError, MaskZooError
 from maskzoo.protocols import Dataset
-from maskzoo.recipe import describe
 
 MOST = 3.4e38  # of what torch's float32 holds
 Images = int | Literal["all"]  # how many of a split
@@ -41,14 +40,6 @@ def cosine(progress: float, warmup: float = 0.0) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def shown(name: str, value: float | None) -> str:
-    """A figure as text: as percents where it is a share of images, which its name says."""
-    if value is None or not math.isfinite(value):
-        return "not a number"
-    share = name.rsplit("/", 1)[-1].startswith("top1")
-    return f"{value:.1%}" if share else f"{value:.4g}"
-
-
 def classes_of(dataset: Dataset) -> int:
     """K, the number of classes; ContractError where there are none."""
     if dataset.classes is None:
@@ -56,19 +47,9 @@ def classes_of(dataset: Dataset) -> int:
     return len(dataset.classes)
 
 
-def told(evaluator: Any) -> str:
-    """An evaluator's name with the options that are not as given, by which one is told from another of that name."""
-    fields = attrs.fields(type(evaluator)) if attrs.has(type(evaluator)) else ()
-    changed = {field.name: getattr(evaluator, field.name) for field in fields if field.init}
-    given = {field.name: field.default for field in fields}
-    options = [f"{name} {describe(value)}" for name, value in changed.items() if value != given[name]]
-    return " ".join([evaluator.name, *([f"({', '.join(options)})"] if options else [])])
-
-
-def names_of(evaluators: Sequence[Any]) -> list[str]:
-    """What to call the figures of each: by its name, and by its options too where another has that name."""
-    names = [evaluator.name for evaluator in evaluators]
-    return [told(one) if names.count(name) > 1 else name for one, name in zip(evaluators, names, strict=True)]
+def named(evaluators: Sequence[Any]) -> list[str]:
+    """The evaluators' names, each once."""
+    return list(dict.fromkeys(str(evaluator.name) for evaluator in evaluators))
 
 
 def words_of(problem: Exception) -> str:

@@ -17,6 +17,7 @@ from maskzoo.errors import ContractError
 from maskzoo.evaluation.features import evaluating, some_of
 from maskzoo.evaluation.options import Images, an_amount, at_most
 from maskzoo.mask import Mask
+from maskzoo.metrics import Metric
 from maskzoo.protocols import Dataset, Encoder, Need, define, visible_rounded_down
 from maskzoo.seeds import stream
 
@@ -38,8 +39,8 @@ class Reconstruction:
     )
     images: Images = attrs.field(default=10_000, validator=an_amount)  # of the test images, at most
 
-    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[tuple[str, float]]:
-        """Yield ("loss on fixed masks", the mean over the hidden patches of all images)."""
+    def __call__(self, encoder: Encoder, dataset: Dataset) -> Iterator[Metric]:
+        """Yield "loss on fixed masks", the mean over the hidden patches of all images."""
         objective: Any = encoder.objective
         if objective is None or "patch_loss" not in objective.provides or "teacher" in objective.needs:
             return
@@ -58,4 +59,4 @@ class Reconstruction:
                     loss = objective(some.to(encoder.device), Mask.hide_top(noise, count)).loss
                 total += loss.item() * len(some)
                 images += len(some)
-        yield "loss on fixed masks", total / images
+        yield Metric("loss on fixed masks", total / images, "lower", label="reconstruction loss")
