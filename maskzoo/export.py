@@ -53,8 +53,11 @@ def export(trained: Trained, to: str, folder: Path) -> list[str]:
         raise unwritable(folder, problem) from problem
     statistics = statistics_of(trained)
     try:
+        beside.mkdir(parents=True)  # what is there by now is somebody else's, and is not removed below
+    except OSError as problem:
+        raise unwritable(folder, problem) from problem
+    try:
         with unfinished(beside):
-            beside.mkdir(parents=True)
             said = (to_timm if to == "timm" else to_safetensors)(trained, beside, folder, statistics)
             arrive(beside, place)
     except (OSError, SafetensorError) as problem:  # the latter where the disk is full
@@ -77,6 +80,8 @@ def arrive(beside: Path, place: Path) -> None:
     if not place.exists():
         beside.replace(place)
         return
+    if any(place.iterdir()):  # since it was looked at
+        raise FileExistsError("somebody else has written there meanwhile")
     for file in beside.iterdir():
         file.replace(place / file.name)
 

@@ -18,8 +18,10 @@ import torch
 from helpers import REGISTRY
 from programs import small_recipe
 from rich.console import Console
+from test_export import VIT, trained
 from test_run import last_state, metrics
 
+import maskzoo.export
 import maskzoo.run
 from maskzoo import Recipe, checkpoint
 from maskzoo.errors import MaskZooError, RecipeError
@@ -347,3 +349,27 @@ def test_a_warning_is_kept_once_and_read_back_once(tmp_path: Path, monkeypatch: 
 def test_a_run_folder_is_still_a_plain_value(tmp_path: Path):
     assert RunFolder(tmp_path) == RunFolder(tmp_path)
     assert attrs.evolve(RunFolder(tmp_path)).path == tmp_path
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+def test_an_export_removes_and_replaces_nothing_that_appears_while_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = trained(VIT, {"use": "reconstruct"})
+
+    def meanwhile(made: Path) -> None:
+        def statistics(_: Any) -> dict[str, list[float]]:
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.write_text("mine")
+            return {}
+
+        monkeypatch.setattr(maskzoo.export, "statistics_of", statistics)
+
+    meanwhile(tmp_path / "one.part" / "mine.txt")
+    with pytest.raises(MaskZooError, match="cannot be written"):
+        maskzoo.export.export(model, "safetensors", tmp_path / "one")
+    assert contents(tmp_path) == {"one.part/mine.txt": b"mine"}
+    meanwhile(tmp_path / "two" / "config.json")
+    with pytest.raises(MaskZooError, match="cannot be written"):
+        maskzoo.export.export(model, "safetensors", tmp_path / "two")
+    assert contents(tmp_path) == {"one.part/mine.txt": b"mine", "two/config.json": b"mine"}
