@@ -140,6 +140,7 @@ def test_another_plan_is_refused_before_anything_is_trained_or_written(tmp_path:
     assert contents(out) == before
     assert len(made(out, "random,block", seeds="1").jobs) == 2
     assert len(made(out, "block", seeds="1", another=True).jobs) == 1
+    assert len(made(out, "block", seeds="1").jobs) == 1  # as the command that resumes it does
 
 
 @pytest.mark.parametrize("form", ["plan", "page"])

@@ -14,7 +14,7 @@ import attrs
 import pytest
 from PIL import Image
 
-from maskzoo import Logger, RecipeError, Registry, hookimpl
+from maskzoo import DataError, Logger, RecipeError, Registry, hookimpl
 from maskzoo.loggers import maskzoo_loggers
 from maskzoo.loggers.several import Loggers
 from maskzoo.recipe import describe, make
@@ -326,6 +326,14 @@ def test_a_resumed_run_goes_on_with_the_same_run_in_the_tracker(tracker: Library
     assert first[key] == again[key] == json.loads((tmp_path / f"{tracker.__name__}.json").read_text())[key]
     assert first["name"] == again["name"]
     assert first[key] != other[key]
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"id": "x"}', "{"])
+def test_a_damaged_record_of_a_tracker_is_said(record: str, tracker: Library, tmp_path: Path):
+    logger = tracking(tracker)
+    (tmp_path / f"{tracker.__name__}.json").write_text(record)
+    with pytest.raises(DataError, match=rf"{tracker.__name__}\.json' cannot be read"):
+        logger.start(tmp_path, {}, 0)
 
 
 def test_runs_in_folders_of_the_same_name_are_different_runs_in_the_tracker(tracker: Library, tmp_path: Path):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -129,6 +130,23 @@ def test_labels_are_found_in_json_or_not_at_all(tmp_path: Path) -> None:
         Shards(root=str(tmp_path / "json"), label_key="json:author")
     with pytest.raises(DataError, match="label_key"):
         Shards(root=str(tmp_path / "json"), label_key="json:taste")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [None, [[-1, 5, 0]], [[0, 10**9, 0]], [[0, 5, -7]], [[0.0, 5.0, 0.0]], [0, 5, 0], [[0, 5]], "text"],
+    ids=repr,
+)
+def test_a_damaged_index_of_shards_is_made_anew(kept: object, tmp_path: Path) -> None:
+    root = write_shards(tmp_path / "data", shards=1)
+    Shards(root=str(root))
+    (index,) = cache_folder().glob("*.npy")
+    if kept is None:
+        index.write_bytes(b"")  # as a power cut leaves it
+    else:
+        np.save(index, kept)
+    data = Shards(root=str(root)).train
+    assert [number_of(data[place].image) for place in range(len(data))] == list(range(6))
 
 
 def test_what_shards_hold_is_kept_and_looked_up_anew_when_they_change(

@@ -65,10 +65,11 @@ def begin(out: Path, recipes: Mapping[str, str], runs: Sequence[Path], *, anothe
         path = _inside(out, name)
         if path.exists() and name not in known and read_text(path) != text:
             raise RecipeError(f"--out: '{path}' is not of a comparison, and nothing is overwritten; {OTHER}")
-    _refuse_others(out, record, runs, another)
+    refuse_others(out, runs, another=another)
     out.mkdir(parents=True, exist_ok=True)
     _inside(out, "recipes").mkdir(exist_ok=True)
-    write_json(out / RECORD, {**record, "recipes": sorted({*record["recipes"], *recipes})})
+    listed = {"recipes": sorted({*record["recipes"], *recipes}), "runs": [] if another else record["runs"]}
+    write_json(out / RECORD, {**record, **listed})
     for name, text in recipes.items():
         replace(out / name, text)
 
@@ -86,7 +87,7 @@ def keep(out: Path, contents: Mapping[str, str | bytes], runs: Sequence[Path], *
         if _inside(out, name).exists() and name not in known:
             raise RecipeError(f"--out: '{out / name}' is not of a comparison, and nothing is overwritten; {OTHER}")
     outdated = [_inside(out, name) for name in sorted(known - contents.keys())]
-    _refuse_others(out, record, runs, another)
+    refuse_others(out, runs, another=another)
     out.mkdir(parents=True, exist_ok=True)
     record["runs"] = [_seen_from(out, run) for run in runs]
     write_json(out / RECORD, {**record, "files": sorted(known | contents.keys())})  # ahead of them
@@ -100,12 +101,15 @@ def keep(out: Path, contents: Mapping[str, str | bytes], runs: Sequence[Path], *
     write_json(out / RECORD, {**record, "files": sorted(contents)})
 
 
-def _refuse_others(out: Path, record: Mapping[str, Any], runs: Iterable[Path], another: bool) -> None:
-    """Refuse to replace the report on runs that are still there and that the new one would leave out."""
+def refuse_others(out: Path, runs: Iterable[Path], *, another: bool = False) -> None:
+    """Raise RecipeError where the report that is there tells of runs which one on these would leave out.
+
+    Runs that are gone by now do not count, nor does anything where `another` comparison is to be replaced.
+    """
     here = {_seen_from(out, run) for run in runs}
     if another or any(run.startswith("sources/") for run in here):
         return
-    left_out = [run for run in record["runs"] if run not in here and (out / run).is_dir()]
+    left_out = [run for run in _record(out)["runs"] if run not in here and (out / run).is_dir()]
     if left_out:
         some = ", ".join(f"'{run}'" for run in left_out[:3]) + (" and others" if len(left_out) > 3 else "")
         raise RecipeError(

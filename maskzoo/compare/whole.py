@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from maskzoo.compare.keeping import refuse_foreign
+from maskzoo.compare.keeping import refuse_foreign, refuse_others
 from maskzoo.compare.launch import locked, speed_of, train_missing
 from maskzoo.compare.plan import Plan, plan, planned, table
 from maskzoo.compare.report import report, tell
@@ -80,6 +80,7 @@ def compare_all(
     with locked(out):  # from the plan on: two plans in one folder would make cells of two recipes
         try:
             made = planned_now()
+            refuse_others(out, made.paths, another=replace)  # before hours are spent
             console.print(table(made))
             failures = train_missing(
                 made,
