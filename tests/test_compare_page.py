@@ -25,6 +25,7 @@ from maskzoo.compare.findings import findings
 from maskzoo.compare.latex import latex
 from maskzoo.compare.names import chosen_scores, headed, titles, unknown_scores
 from maskzoo.compare.page import page
+from maskzoo.compare.readings import gone
 from maskzoo.compare.report import report, report_on
 from maskzoo.compare.strips import strips
 
@@ -182,6 +183,9 @@ def test_only_plugins_that_a_run_used_are_named(tmp_path: Path):
     new = with_facts(make_run(tmp_path / "b", "clmae", plugins=installed))
     runs = [cell.first for cell in gather([old, new]).cells]
     assert [foreign(run) for run in runs] == [["maskzoo-dark 0.2", "maskzoo-other 3"], ["maskzoo-dark 0.2"]]
+    said = [" ".join(gone(run)) for run in runs]
+    assert ["'maskzoo-other' 3 is not installed" in words for words in said] == [True, False]
+    assert all("'maskzoo-dark' 0.2 is not installed" in words for words in said)
 
 
 # --------------------------------------------------------------------------------------------------------------- masks

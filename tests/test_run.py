@@ -16,6 +16,8 @@ import torch
 from helpers import measured_by
 from PIL import Image
 
+from maskzoo.compare.report import PUBLISHED
+
 TINY = [
     *("--set", "backbone.options.embed_dim=24", "--set", "backbone.options.depth=2"),
     *(
@@ -126,6 +128,7 @@ def test_a_run_leaves_everything_that_explains_it(tmp_path: Path):
     assert environment["versions"]["torch"]
     assert any(plugin.startswith("maskzoo ") for plugin in environment["plugins"])
     assert environment["images"] == {"train": 1437, "test": 360}
+    assert environment.keys() <= PUBLISHED | {"command", "process", "host"}  # a report keeps the others to itself
     assert (environment["steps"], environment["classes"], environment["curriculum"]) == (9, 10, True)
     assert {"clmae", "reconstruct", "digits", "knn"} <= {entry["name"] for entry in environment["used"]}
     with Image.open(out / "masks" / "curriculum.png") as picture:

@@ -11,7 +11,7 @@ import attrs
 
 from maskzoo.compare.cells import Comparison
 from maskzoo.compare.latex import escaped
-from maskzoo.compare.readings import Reading
+from maskzoo.compare.readings import Reading, distributions
 from maskzoo.plain import printable
 
 OURS = "maskzoo"
@@ -40,11 +40,7 @@ def used(run: Reading) -> list[Mapping[str, Any]]:
 
 def foreign(run: Reading) -> list[str]:
     """The distributions of other people's plugins that a run has used; of an older run, all that were installed."""
-    if isinstance(run.environment.get("used"), list):
-        found = [f"{entry.get('distribution', '')} {entry.get('version', '')}".strip() for entry in used(run)]
-    else:
-        found = [str(plugin) for plugin in run.environment.get("plugins", [])]
-    return [name for name in dict.fromkeys(found) if name and name.split(" ")[0] != OURS]
+    return [name for name in distributions(run.environment) if name.split(" ")[0] != OURS]
 
 
 def citations(comparison: Comparison) -> list[Citation]:

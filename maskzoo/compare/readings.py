@@ -193,9 +193,9 @@ def finite(value: float) -> float | None:
 
 
 def gone(reading: Reading) -> list[str]:
-    """A clause for each distribution of plugins that the run had and that is gone, or another version, by now."""
+    """A clause for each distribution whose plugins the run used and that is gone, or another version, by now."""
     clauses = []
-    for entry in reading.environment.get("plugins", []):
+    for entry in distributions(reading.environment):
         distribution, _, then = str(entry).rpartition(" ")
         try:
             now = version(distribution)
@@ -205,6 +205,15 @@ def gone(reading: Reading) -> list[str]:
         if now != then:
             clauses.append(f"the plugin distribution '{distribution}' was {then} then and is {now} now")
     return list(dict.fromkeys([*clauses, *changes(reading.environment)]))
+
+
+def distributions(environment: Mapping[str, Any]) -> list[str]:
+    """ "NAME VERSION" of each distribution whose plugins a run used; of an older run, of all that were installed."""
+    used = environment.get("used")
+    if not isinstance(used, list):
+        return [str(plugin) for plugin in environment.get("plugins", [])]
+    named = [one for one in used if isinstance(one, dict) and one.get("distribution")]
+    return list(dict.fromkeys(f"{one['distribution']} {one.get('version', '')}".strip() for one in named))
 
 
 def mixed(reading: Reading) -> list[str]:

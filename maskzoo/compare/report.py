@@ -27,7 +27,7 @@ PUBLISHED = frozenset(  # of environment.json; what is not named here may say wh
     (
         *("generator", "date", "processes", "device", "device_name", "cpu", "python", "platform", "threads"),
         *("precision", "versions", "plugins", "used", "images", "classes", "image_size", "parameters", "steps"),
-        "curriculum",
+        *("curriculum", "clashes", "changed"),
     )
 )
 KEPT = ("recipe.toml", "environment.json", "evaluation.json")  # of each run, from which it can be done again
