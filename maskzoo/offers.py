@@ -61,7 +61,6 @@ CALLS: dict[Kind, dict[str, tuple[str, ...]]] = {  # how the methods are called
 REQUIRED: dict[Kind, tuple[str, ...]] = {
     "schedule": ("__call__",),
     "evaluator": ("__call__",),
-    "logger": ("start", "log", "image", "close"),
     "objective": ("setup",),
     "strategy": ("setup", "count", "scores", "mask", "learners", "active", "after_step"),
 }

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import attrs
 
+from maskzoo.blame import plugin_error
+from maskzoo.blame import words_of as in_one_line
 from maskzoo.data.batches import loader_trouble
 from maskzoo.errors import ContractError, MaskZooError
 from maskzoo.protocols import Dataset
@@ -56,4 +58,4 @@ def words_of(problem: Exception) -> str:
     """A sentence on whatever an evaluator has raised."""
     if isinstance(problem, MaskZooError):
         return str(problem)
-    return str(loader_trouble(problem) or f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}")
+    return str(loader_trouble(problem) or plugin_error(problem) or in_one_line(problem))

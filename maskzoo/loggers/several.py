@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from maskzoo.blame import plugin_error
 from maskzoo.errors import RecipeError
 from maskzoo.protocols import Logger
 
@@ -95,5 +96,5 @@ class Loggers:
                 self._leave_out(logger, problem)
 
     def _leave_out(self, logger: Logger, problem: Exception) -> None:
-        why = " ".join(f"{type(problem).__name__}: {problem}".split())
+        why = " ".join(str(plugin_error(problem) or f"{type(problem).__name__}: {problem}").split())
         self.say(f"logger '{logger.name}' failed at step {self._step} and is left out from here on: {why}")
