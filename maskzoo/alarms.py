@@ -47,7 +47,9 @@ def not_finite(figures: Mapping[str, float]) -> str:
     # What a composite makes of its parts' scores is their fault.
     branches = {who: who.partition("/")[1:] for who in bad}
     told = [
-        f"{count:g} scores of strategy '{who}' are not finite"
+        f"{count:.0f} scores of strategy '{who}' are not finite"
+        if count > 1
+        else f"a score of strategy '{who}' is not finite"
         for who, count in bad.items()
         if not any("".join(other).startswith("".join(branches[who]) + "/") for other in branches.values())
     ]

@@ -46,7 +46,7 @@ class Guard:
         """Raise ContractError where a score was not finite; this waits for the device."""
         for who, bad in self.bad_scores.items():
             if bad:
-                raise ContractError(f"{int(bad)} scores of strategy '{who}' are not finite, so they rank nothing")
+                raise ContractError(f"{int(bad)} scores of strategy '{who}' are not finite, and so rank nothing")
 
     def refuse_changed(self, kind: str, culprit: Any) -> None:
         """Raise ContractError where an input is no longer what came in; the culprit is the last that was given it.

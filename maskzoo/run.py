@@ -207,7 +207,7 @@ def _train(
             last = checkpoint.found(folder.checkpoints)
             if again == recipe.train.go_back or not last:
                 kept = f"the last good checkpoint is '{last[-1]}'" if last else "there is no checkpoint yet"
-                raise MaskZooError(f"{problem}; {kept}; try a lower optimizer.lr, or optimizer.clip") from None
+                raise MaskZooError(f"{problem}; {kept}; {problem.advice}") from None
             lower = session.lr_factor * LOWER
             folder.load_newest(session, console)
             session.lr_factor = lower
@@ -295,7 +295,15 @@ def _batches(session: Session, dataset: Dataset, recipe: Recipe, workers: int) -
 
 
 class _DivergedError(Exception):
-    """Too many steps in a row were not finite."""
+    """Too many steps in a row were not finite, beginning with the culprit."""
+
+    def __init__(self, message: str, culprit: str) -> None:
+        super().__init__(message)
+        self.advice = (
+            "look into that strategy, and into what it looks at: a score must be a finite number"
+            if culprit.startswith("the scores")
+            else "try a lower optimizer.lr, or optimizer.clip"
+        )
 
 
 def _report_skipped(
@@ -317,7 +325,7 @@ def _report_skipped(
         return
     culprit = first_bad(session, source.last)
     raise _DivergedError(
-        f"steps {last - skipped + 1} to {last} were not finite ({bad}); the first that went bad is {culprit}"
+        f"steps {last - skipped + 1} to {last} were not finite ({bad}); the first that went bad is {culprit}", culprit
     )
 
 

@@ -161,7 +161,7 @@ def test_bad_scores_of_a_part_are_told_as_the_parts(kind: str, name: str):
     figures = list(train(session, random_batches(3)))
     assert [line["skipped"] for line in figures] == [0, 1, 0]
     said = not_finite(figures[1])
-    assert f"scores of strategy '{name}/0/0' are not finite" in said
+    assert f"of strategy '{name}/0/0' " in said
     assert f"'{kind}" not in said
     assert "'switch" not in said
 
@@ -206,9 +206,9 @@ def run(out: Path, use: Any, **training: Any) -> str:
 
 def test_a_run_says_which_maskers_scores_were_bad(tmp_path: Path):
     said = run(tmp_path / "run", "ranked", steps=3)
-    assert "step 1 was skipped: 1 scores of strategy 'ranked' are not finite" in said
+    assert "step 1 was skipped: a score of strategy 'ranked' is not finite" in said
     assert "nothing has moved" in said
-    assert "scores of strategy 'ranked'" in (tmp_path / "run" / "warnings.txt").read_text()
+    assert "a score of strategy 'ranked'" in (tmp_path / "run" / "warnings.txt").read_text()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines] == [0, 1, 0]
 
@@ -223,6 +223,7 @@ def test_a_run_of_bad_scores_goes_back_and_stops_naming_the_masker(use: Any, tmp
     assert "back to step 4, with 0.5 times the learning rate" in said
     name = where["use"] + ("" if isinstance(use, str) else "/0")
     assert said.count(f"the first that went bad is the scores of strategy '{name}'") == 2
+    assert said.endswith("look into that strategy, and into what it looks at: a score must be a finite number")
 
 
 def test_infinity_within_attmasks_hints_is_not_taken_for_a_fault():
@@ -237,6 +238,8 @@ def test_attmask_notices_attention_that_is_not_finite_also_where_it_hints():
     masker.mask(context)
     assert context.guard.bad_scores["attmask"] > 0
     assert context.guard.doubt().isnan()
+    with pytest.raises(ContractError, match="of strategy 'attmask' are not finite"):
+        context.guard.refuse_bad_scores()
 
 
 # -------------------------------------------------------------------------------------------- inputs changed in place
