@@ -23,6 +23,7 @@ from torch import nn
 
 from maskzoo.backbones import skeleton
 from maskzoo.blame import blaming, distribution_of, plugin_error, refuses
+from maskzoo.bounds import MOST_STEPS
 from maskzoo.defaults import settled
 from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, PluginError, RecipeError
@@ -54,7 +55,7 @@ MOST_POINTS = 20_001
 ELSEWHERE = {  # options of timm's create_optimizer_v2 that are keys of the recipe, or without effect on groups
     "opt": "it is `use`",
     "lr": "it is `lr`",
-    "weight_decay": "it is `weight_decay`; here it would have no effect",
+    "weight_decay": "it is a key of the optimizer itself, and would have no effect here",
     "layer_decay": "it is `layer_decay`",
     **dict.fromkeys(("layer_decay_min_scale", "layer_decay_no_opt_scale"), "layers differ by `layer_decay` alone"),
     **dict.fromkeys(("filter_bias_and_bn", "param_group_fn"), "vectors and biases are never decayed"),
@@ -83,6 +84,8 @@ def build(
     recipe = settled(recipe, len(dataset.train), world() * recipe.train.accumulate)
     train = recipe.train
     steps = train.steps or train.epochs * steps_in_epoch
+    if steps > MOST_STEPS:
+        raise RecipeError(f"recipe.train.epochs: {train.epochs} make {steps} steps; at most {MOST_STEPS} can be made")
     moments = points(steps)
     engine = make_engine(train)
 
@@ -338,7 +341,9 @@ def check_range(schedule: CurriculumSchedule, path: str, moments: list[float], l
         value = number_from(schedule, progress, path)
         if not low <= value <= high:
             bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-            raise RecipeError(f"{path}: must be {bounds}, got {value:g} at progress {progress:g}")
+            raise RecipeError(
+                f"{path}: must be {bounds}, got {value:g} at progress {progress:g}{_culprit(schedule, low, high)}"
+            )
 
 
 def number_from(schedule: CurriculumSchedule, progress: float, path: str) -> float:
@@ -348,6 +353,15 @@ def number_from(schedule: CurriculumSchedule, progress: float, path: str) -> flo
             return value_of(schedule, progress)
     except ContractError as problem:
         raise PluginError(f"{path}: {problem}") from problem
+
+
+def _culprit(schedule: CurriculumSchedule, low: float, high: float) -> str:
+    """The first option of a schedule that is outside [low, high], as the end of a message, if there is one."""
+    kind: type = type(schedule)
+    fields = attrs.fields(kind) if attrs.has(kind) else ()
+    values = {field.name: getattr(schedule, field.name) for field in fields if field.type in (float, "float")}
+    outside = [f"; its {name} is {value:g}" for name, value in values.items() if not low <= value <= high]
+    return outside[0] if outside and len(values) > 1 else ""  # a bare number has no options
 
 
 def points(steps: int) -> list[float]:
@@ -382,7 +396,10 @@ def check_ratio(
     values = sorted({number_from(ratio, progress, path) for progress in moments})
     if values[0] < 0 or values[-1] >= 1:
         wrong = values[0] if values[0] < 0 else values[-1]
-        raise RecipeError(f"{path}: the share of hidden patches must be at least 0 and less than 1, got {wrong:g}")
+        told = _culprit(ratio, 0.0, math.nextafter(1.0, 0.0))
+        raise RecipeError(
+            f"{path}: the share of hidden patches must be at least 0 and less than 1, got {wrong:g}{told}"
+        )
     try:
         with blaming(path):
             counts = [counted(strategy, value, patches) for value in values]
@@ -406,7 +423,7 @@ def make_optimizer(
     groups = [group for module in modules for group in parameter_groups(recipe, module, path, backbone)]
     known = list_optimizers()
     if recipe.use not in known:
-        raise RecipeError(f"{path}.use: no optimizer named '{recipe.use}'; {nearest(recipe.use, known)}")
+        raise RecipeError(f"{path}.use: no optimizer named {quoted(recipe.use)}; {nearest(recipe.use, known)}")
     options = _optimizer_options(recipe, path)
     # A step on two small parameters: whatever it needs and lacks, such as a closure, shows before training.
     tried = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
@@ -434,6 +451,9 @@ def settled_betas(recipe: OptimizerRecipe) -> tuple[float, ...] | None:
 def _optimizer_options(recipe: OptimizerRecipe, path: str) -> dict[str, Any]:
     """What timm is told of an optimizer beside its rate. Raises RecipeError for betas that it does not take."""
     options, info, betas = dict(recipe.options), get_optimizer_info(recipe.use), settled_betas(recipe)
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(f"{path}.options: {name} must be a finite number, got {value}")
     for name in ELSEWHERE.keys() & options.keys():
         raise RecipeError(f"{path}.options: {name} cannot be given here; {ELSEWHERE[name]}")
     if not info.has_betas:

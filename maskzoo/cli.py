@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from maskzoo.blame import message_of, plugin_error
+from maskzoo.bounds import MOST_WORKERS
 from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.plain import printable, shortened
 from maskzoo.signals import STOPPED, ending, this_command
@@ -280,7 +281,10 @@ def cost(recipe: Path | None, **changes: Any) -> None:
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cuda, mps or cpu.")
 @click.option(
-    "--workers", type=click.IntRange(min=0), metavar="N", help="Processes that read images [default: the run's]."
+    "--workers",
+    type=click.IntRange(0, MOST_WORKERS),
+    metavar="N",
+    help="Processes that read images [default: the run's].",
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option, e.g. linear.epochs=50 (repeatable)."
@@ -402,7 +406,7 @@ def export(run: Path, to: str, folder: Path) -> None:
 )
 @click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_WORKERS),
     default=1,
     show_default=True,
     metavar="N",

@@ -225,8 +225,8 @@ def choose_device(name: str) -> torch.device:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", processes.local_rank())
         torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as problem:  # NotImplementedError is a RuntimeError
-        reason = str(problem).splitlines()[0]
+    except Exception as problem:  # each kind of device that torch knows of, and is not here, fails in a way of its own
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise RecipeError(f"recipe.train.device: '{name}' cannot be used here: {reason}") from None
     return device
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from maskzoo.backbones.swin import SwinBackbone
 from maskzoo.backbones.vit import VitBackbone, sin_cos
-from maskzoo.errors import ContractError
+from maskzoo.errors import ContractError, MaskZooError
 from maskzoo.objectives.reconstruct import Reconstruct
 from maskzoo.protocols import Backbone
 from maskzoo.registry import Registry
@@ -56,7 +56,15 @@ def load(state_dict: Mapping[str, Any], kind: Kind, **options: Any) -> Loaded:
     strange = sorted(options.keys() - set(known))
     if strange:
         raise ContractError(f"'{kind}' has no option {', '.join(strange)}; its options are {', '.join(known)}")
-    return loaders[kind](dict(state_dict.get("model", state_dict)), **options)
+    held = state_dict.get("model", state_dict)
+    if not isinstance(held, Mapping):
+        raise ContractError("this is no such checkpoint: it is no mapping of names to tensors")
+    try:
+        return loaders[kind](dict(held), **options)
+    except MaskZooError:
+        raise
+    except Exception as problem:  # sizes are read off shapes that may be any
+        raise ContractError(f"the checkpoint does not fit: {type(problem).__name__}: {problem}") from problem
 
 
 def _load_mae(
@@ -233,8 +241,10 @@ def _require(state: Mapping[str, Tensor], *names: str, prefix: str = "") -> None
 
 
 def _depth(state: Mapping[str, Tensor], prefix: str) -> int:
-    numbers = {int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix)}
-    return max(numbers, default=-1) + 1
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
+    if numbers != {str(number) for number in range(len(numbers))}:  # a number of many digits would be built
+        raise ContractError(f"the checkpoint does not fit: its {prefix}... are not numbered 0, 1, 2, ...")
+    return len(numbers)
 
 
 def _mlp_ratio(state: Mapping[str, Tensor], prefix: str, dim: int, depth: int) -> float:

@@ -7,6 +7,7 @@ or short `"linear:0.5:0.75"`, or, where a schedule is wanted, a bare number.
 from __future__ import annotations
 
 import functools
+import math
 import re
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,6 +27,7 @@ from cattrs.errors import (
 from torch import nn
 
 from maskzoo.blame import distribution_of, owner_of, plugin_error, refuses
+from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, MOST_STEPS, MOST_WORKERS, between
 from maskzoo.errors import ContractError, DataError, MaskZooError, PluginError, RecipeError
 from maskzoo.offers import refuse_half_written, wrong_declarations
 from maskzoo.plain import is_utf8, named, not_empty, parse_toml, printable, quoted, read_toml, same, shown
@@ -47,6 +49,12 @@ KIND_OF_KEY: Mapping[str, Kind] = {  # what is named at a key of a recipe; elsew
 }
 
 
+def _shares(recipe: object, field: attrs.Attribute[Any], values: tuple[float, ...] | None) -> None:
+    """Refuse shares of moving averages outside [0, 1)."""
+    if any(not 0 <= value < 1 for value in values or ()):
+        raise ValueError(f"{field.name}: must each be at least 0 and less than 1, got {quoted(values)}")
+
+
 @attrs.frozen
 class OptimizerRecipe:
     """How parameters are moved: any of timm's optimizers."""
@@ -55,14 +63,14 @@ class OptimizerRecipe:
     # absolute rate, a number or a schedule; open: cosine from 1.5e-4 per 256 images to 0, warm-up 0.05
     lr: Use | None = None
     # of weights; not of vectors and biases
-    weight_decay: float = attrs.field(default=0.05, validator=attrs.validators.ge(0))
+    weight_decay: float = attrs.field(default=0.05, validator=between(0, 1e6))
     # of optimizers that have them; open: (0.9, 0.95), or the optimizer's own where it takes three
-    betas: tuple[float, ...] | None = None
+    betas: tuple[float, ...] | None = attrs.field(default=None, validator=_shares)
     layer_decay: float | None = attrs.field(  # rate of each layer of the backbone to that of the next; None: all alike
         default=None, validator=attrs.validators.optional(attrs.validators.and_(positive, attrs.validators.le(1.0)))
     )
     clip: float | None = attrs.field(  # the largest norm of the whole gradient; None: no limit
-        default=None, validator=attrs.validators.optional(positive)
+        default=None, validator=attrs.validators.optional(attrs.validators.and_(positive, attrs.validators.le(1e30)))
     )
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm's create_optimizer_v2
 
@@ -76,7 +84,8 @@ class MaskingRecipe:
     curriculum: Use | None = None  # schedule of the factor, +1 partner to -1 adversary; None: the masker's own
     # table like [optimizer], for a masker with a step of its own; None: the model's
     optimizer: OptimizerRecipe | None = None
-    strategy_every: int = attrs.field(default=1, validator=positive)  # steps of the model to one of such a strategy
+    # steps of the model to one of such a strategy
+    strategy_every: int = attrs.field(default=1, validator=between(1, MOST_STEPS))
 
 
 @attrs.frozen
@@ -103,15 +112,16 @@ class AugmentRecipe:
 class TrainRecipe:
     """How long, with what, and what is kept."""
 
-    epochs: int = attrs.field(default=100, validator=positive)  # passes over the training images
+    epochs: int = attrs.field(default=100, validator=between(1, MOST_EPOCHS))  # passes over the training images
     # optimizer steps of the run; overrides epochs
-    steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))
+    steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(1, MOST_STEPS)))
     batch_size: int | None = (
         attrs.field(  # of all processes and micro-batches; None: a quarter of the images, at most 256
-            default=None, validator=attrs.validators.optional(positive)
+            default=None, validator=attrs.validators.optional(between(1, MOST_IMAGES))
         )
     )
-    accumulate: int = attrs.field(default=1, validator=positive)  # micro-batches of a step: less memory, same batch
+    # micro-batches of a step: less memory, same batch
+    accumulate: int = attrs.field(default=1, validator=between(1, MOST_IMAGES))
     # random seed of weights, data order, crops and masks
     seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(2**63)])
     device: str = "auto"  # auto, cuda, mps or cpu; auto: whichever of these is there first
@@ -120,18 +130,20 @@ class TrainRecipe:
     recompute: bool = False  # whether blocks recompute activations in the backward pass: less memory, more time
     parallel: Literal["ddp", "fsdp2"] = "ddp"  # with several processes: a whole model in each, or spread over them
     # processes that load images; None: as many as is usual for the device
-    workers: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
+    workers: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(0, MOST_WORKERS)))
     # steps between checkpoints; None: an epoch
-    checkpoint_steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(positive))
+    checkpoint_steps: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(between(1, MOST_STEPS))
+    )
     skip: int = attrs.field(  # steps in a row whose loss or gradient is not finite, before the run goes back or stops
-        default=10, validator=attrs.validators.ge(0)
+        default=10, validator=between(0, MOST_STEPS)
     )
     go_back: int = attrs.field(  # times that a diverged run returns to its last checkpoint, each time at half the rate
-        default=2, validator=attrs.validators.ge(0)
+        default=2, validator=between(0, 1000)
     )
     loggers: tuple[Use, ...] = ()  # trackers that metrics also go to, e.g. "tensorboard"
     # moments of training at which masks are drawn
-    pictures: int = attrs.field(default=5, validator=attrs.validators.ge(0))
+    pictures: int = attrs.field(default=5, validator=between(0, 1000))
     max_broken: float = attrs.field(  # share of the images that may be unreadable
         default=0.1, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)]
     )
@@ -180,20 +192,25 @@ class Recipe:
             raise RecipeError("\n".join(_sentences(problem, "recipe"))) from problem
 
 
-def _refuse_unwritable(value: Any, key: str = "", depth: int = 0) -> None:
-    """Refuse what a TOML file cannot hold, or no reader of one takes, since a run's recipe is kept in a file."""
+def _refuse_unwritable(value: Any, key: str = "", depth: int = 0, *, finite: bool = False) -> None:
+    """Refuse what a TOML file cannot hold, or no reader of one takes, since a run's recipe is kept in a file.
+
+    With `finite`, refuse NaN and infinite numbers too, which no option means.
+    """
     problem = ""
     if depth > MOST_NESTED:
         raise RecipeError(f"tables and lists are nested more than {MOST_NESTED} deep", key=key[:LONGEST_KEY])
     if isinstance(value, Mapping):
         for name, item in value.items():
             _refuse_unwritable(str(name), key, depth)
-            _refuse_unwritable(item, f"{key}.{name}" if key else str(name), depth + 1)
+            _refuse_unwritable(item, f"{key}.{name}" if key else str(name), depth + 1, finite=finite)
     elif isinstance(value, list | tuple):
         for position, item in enumerate(value):
-            _refuse_unwritable(item, f"{key}[{position}]", depth + 1)
+            _refuse_unwritable(item, f"{key}[{position}]", depth + 1, finite=finite)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         problem = f"a whole number has at most 64 bits, got {quoted(value)}"
+    elif finite and isinstance(value, float) and not math.isfinite(value):
+        problem = f"must be a finite number, got {value}"
     elif isinstance(value, str) and "\0" in value:
         problem = f"a text has no NUL characters, got {quoted(value)}"
     elif isinstance(value, str) and not is_utf8(value):
@@ -493,6 +510,7 @@ class _Maker:
                 continue
             try:
                 values[name] = self.converter.structure(table[name], field.type or Any)
+                _refuse_unwritable(table[name], finite=True)
             except Exception as problem:
                 problems[name] = problem
         for name in sorted(str(key) for key in table.keys() - fields.keys()):
@@ -698,6 +716,7 @@ def _scalar(wanted: type[T], accepted: tuple[type, ...], words: str) -> Callable
     def check(value: Any, _: Any) -> T:
         if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
             raise RecipeError(f"expected {words}, got {quoted(value)}")
+        _refuse_unwritable(value)
         return wanted(value)  # type: ignore[call-arg]
 
     return check
@@ -833,6 +852,9 @@ def _of_leaf(problem: BaseException, path: str) -> list[str]:
         return [_line(path, "is required")]
     if isinstance(problem, AttributeError) or (isinstance(problem, TypeError) and "iterable" in str(problem)):
         return [_line(path, "expected a table or a list of other values")]
+    if isinstance(problem, OSError):
+        place = f": '{problem.filename}'" if problem.filename else ""
+        return [_line(path, f"{problem.strerror or problem}{place}")]
     return [_line(path, str(problem.args[0]) if problem.args else str(problem))]
 
 

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from maskzoo import MaskingContext, Objective, RecipeError, Strategy, define, hookimpl
 
+MOST = {"least": 10**9, "most": 10**9, "tries": 1000, "rounds": 1000}  # far beyond any use; more is a slip
 
-def _at_least_one(strategy: object, field: attrs.Attribute[Any], value: int | None) -> None:
+
+def _a_count(strategy: object, field: attrs.Attribute[Any], value: int | None) -> None:
     if value is not None and value < 1:
         raise ValueError(f"{field.name} is {value}, but it must be at least 1")
+    if value is not None and value > MOST[field.name]:
+        raise ValueError(f"{field.name} is {value}, but it must be at most {MOST[field.name]}")
 
 
 def _proper_aspect(strategy: object, field: attrs.Attribute[Any], value: float) -> None:
@@ -95,13 +99,13 @@ class Block(Strategy):
     paper: ClassVar[str] = "Bao et al., BEiT: BERT Pre-Training of Image Transformers, arXiv 2106.08254, ICLR 2022"
 
     # fewest patches of a block; None: 16 of 196, in proportion
-    least: int | None = attrs.field(default=None, validator=_at_least_one)
+    least: int | None = attrs.field(default=None, validator=_a_count)
     # most patches of a block; None: the whole count
-    most: int | None = attrs.field(default=None, validator=_at_least_one)
+    most: int | None = attrs.field(default=None, validator=_a_count)
     # aspect ratio of a block: log-uniform between this and its inverse
     aspect: float = attrs.field(default=0.3, validator=_proper_aspect)
-    tries: int = attrs.field(default=10, validator=_at_least_one)  # draws for each block before it is given up
-    rounds: int = attrs.field(default=24, validator=_at_least_one)  # the most blocks of an image; 64 x 64 needs 24
+    tries: int = attrs.field(default=10, validator=_a_count)  # draws for each block before it is given up
+    rounds: int = attrs.field(default=24, validator=_a_count)  # the most blocks of an image; 64 x 64 needs 24
 
     def setup(self, objective: Objective) -> None:
         """Refuse a grid that has no rectangles. Raises RecipeError."""

@@ -34,15 +34,20 @@ class CLMAE(Strategy):
     learning = "alternate"
     default_curriculum = "partner-neutral-adversary"
 
-    depth: int = attrs.field(default=5, validator=attrs.validators.ge(0))  # transformer blocks of the masker
-    heads: int = attrs.field(default=4, validator=attrs.validators.ge(1))  # attention heads of the masker
+    # transformer blocks of the masker
+    depth: int = attrs.field(default=5, validator=[attrs.validators.ge(0), attrs.validators.le(1000)])
+    # attention heads of the masker
+    heads: int = attrs.field(default=4, validator=[attrs.validators.ge(1), attrs.validators.le(65_536)])
     # width of its MLPs over that of its tokens
-    mlp_ratio: float = attrs.field(default=4.0, validator=attrs.validators.gt(0))
-    binary_weight: float = 1.0  # weight of the loss that makes chances binary
+    mlp_ratio: float = attrs.field(default=4.0, validator=[attrs.validators.gt(0), attrs.validators.le(1000)])
+    # weight of the loss that makes chances binary
+    binary_weight: float = attrs.field(default=1.0, validator=attrs.validators.ge(0))
     binary_width: float = attrs.field(default=0.12, validator=attrs.validators.gt(0))  # sigma about a chance of 1/2
-    kl_weight: float = 0.1  # weight of the loss that keeps the share of hidden patches at the ratio
+    # weight of the loss that keeps the share of hidden patches at the ratio
+    kl_weight: float = attrs.field(default=0.1, validator=attrs.validators.ge(0))
     kl_reduction: Literal["sum", "mean"] = "sum"  # over the batch; the published code sums
-    diversity_weight: float = 2.0  # weight of the loss that makes masks differ from image to image
+    # weight of the loss that makes masks differ from image to image
+    diversity_weight: float = attrs.field(default=2.0, validator=attrs.validators.ge(0))
 
     def setup(self, objective: Objective) -> None:
         """Build the network; the names of its parameters are those of published weights."""

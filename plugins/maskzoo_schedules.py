@@ -42,9 +42,14 @@ def _adversary(schedule: object, field: attrs.Attribute[Any], value: float) -> N
         raise ValueError(f"{field.name} is {value}, but an adversary's factor is not above 0")
 
 
+MOST_CYCLES = 10**6  # more than a run has steps is a slip
+
+
 def _at_least_one(schedule: object, field: attrs.Attribute[Any], value: int) -> None:
     if value < 1:
         raise ValueError(f"{field.name} is {value}, but it must be at least 1")
+    if value > MOST_CYCLES:
+        raise ValueError(f"{field.name} is {value}, but it must be at most {MOST_CYCLES}")
 
 
 def _increasing(schedule: object, field: attrs.Attribute[Any], value: tuple[float, ...]) -> None:

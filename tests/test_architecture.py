@@ -35,7 +35,7 @@ LEVELS = (
         "metrics",
         "measured",
     },
-    {"terminal", "blame", "words", "sources", "guard"},
+    {"terminal", "blame", "words", "sources", "guard", "bounds"},
     {"protocols"},
     {"hookspecs"},
     {"registry", "offers"},

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,12 +18,16 @@ from typing import Any, ClassVar
 import attrs
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 
+from maskzoo.bounds import MOST_BLOCKS, MOST_PATCHES, MOST_SIDE, MOST_WIDTH
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.mask import Mask
+from maskzoo.plain import quoted
 from maskzoo.protocols import Need, define
 
+REACHED_IN = 5.0  # seconds
 LEAST_UNITS = 4  # mask units a side, below which the data's own size is raised
 _FETCHING: ContextVar[bool] = ContextVar("fetching", default=True)  # whether pretrained weights are to be fetched
 WEIGHTS = "weights come from `pretrained` of the backbone, or from recipe.weights"
@@ -52,7 +59,8 @@ class TimmBackbone(nn.Module):
 
     timm: str  # name of the timm model
     image_size: int | tuple[int, int] | None = None  # pixels a side; None: the data's, raised to four mask units a side
-    channels: int = 3  # of the images; a run takes it from its data
+    # of the images; a run takes it from its data
+    channels: int = attrs.field(default=3, validator=attrs.validators.le(MOST_WIDTH))
     data_size: tuple[int, int] = (224, 224)  # height and width of the data's images; a run takes it from its data
     # highest rate of stochastic depth, in the last block
     drop_path: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.lt(1.0)])
@@ -94,14 +102,28 @@ class TimmBackbone(nn.Module):
         """The size of the images, which units of this size must cut; the data's raised if none was asked for."""
         if self.channels < 1:
             raise RecipeError(f"an image has at least one channel, got {self.channels}", key="channels")
+        if max(unit) > MOST_SIDE:
+            raise RecipeError(f"must be at most {MOST_SIDE} pixels a side, got {quoted(max(unit))}", key="patch_size")
         size = pair(self.image_size) if self.image_size is not None else self._raised(unit)
         if min(size) < 1:
             raise RecipeError(f"must be at least 1 pixel, got {size[0]} x {size[1]}", key="image_size")
+        if max(size) > MOST_SIDE:
+            raise RecipeError(
+                f"must be at most {MOST_SIDE} pixels a side, got {quoted(size[0])} x {quoted(size[1])}",
+                key="image_size",
+            )
         if any(side % step for side, step in zip(size, unit, strict=True)):
             nearest = [max(1, round(side / step)) * step for side, step in zip(size, unit, strict=True)]
             raise RecipeError(
                 f"an image of {size[0]} x {size[1]} pixels cannot be cut into patches of {unit[0]} x {unit[1]}; "
                 f"the nearest sizes are {nearest[0]} x {nearest[1]}",
+                key="image_size",
+            )
+        units = math.prod(side // step for side, step in zip(size, unit, strict=True))
+        if units > MOST_PATCHES:
+            raise RecipeError(
+                f"an image of {size[0]} x {size[1]} pixels in patches of {unit[0]} x {unit[1]} has {units:,} patches, "
+                f"more than {MOST_PATCHES:,}; take larger patches or smaller images",
                 key="image_size",
             )
         return size
@@ -117,6 +139,9 @@ class TimmBackbone(nn.Module):
                 instead = instead or "it follows from the backbone's other keys"
             if instead:
                 raise RecipeError(f"{name} cannot be given here; {instead}", key="options")
+        refuse_large(self.options)
+        if self.pretrained and _FETCHING.get():
+            refuse_unreachable(self.timm)
         arguments = {**arguments, **self.options}
         create = functools.partial(
             timm.create_model,
@@ -133,9 +158,11 @@ class TimmBackbone(nn.Module):
                 if "drop_path_rate" not in str(problem) or self.drop_path > 0:
                     raise
                 return create()  # some know no drop path
-        except (TypeError, AttributeError, AssertionError, ValueError, RuntimeError, OSError) as problem:
-            told = ", ".join(f"{name} {value}" for name, value in arguments.items() if value != "")
+        except Exception as problem:  # models check their options in as many ways as there are models
+            told = ", ".join(f"{name} {_brief(value)}" for name, value in arguments.items() if value != "")
             reason = str(problem) or type(problem).__name__
+            if isinstance(problem, LookupError | ArithmeticError):  # whose words alone say nothing
+                reason = f"{type(problem).__name__}: {problem}"
             raise RecipeError(f"timm cannot build '{self.timm}' with {told}: {reason}", key="options") from None
 
     # -------------------------------------------------------------------------------------------------------- checking
@@ -155,6 +182,10 @@ class TimmBackbone(nn.Module):
         return torch.where(pixels.view(-1, 1, *size), 0.0, images)
 
 
+def _brief(value: Any) -> str:
+    return str(value) if isinstance(value, int | float | tuple) else quoted(value).strip("'")
+
+
 @contextmanager
 def without_fetching() -> Iterator[None]:
     """Build pretrained backbones inside as they are, but with other weights, since theirs are about to be loaded."""
@@ -163,6 +194,45 @@ def without_fetching() -> Iterator[None]:
         yield
     finally:
         _FETCHING.reset(token)
+
+
+def refuse_large(options: Mapping[str, Any]) -> None:
+    """Raise RecipeError for options of timm by which a network would be built until the memory ends."""
+    for name, value in options.items():
+        found = [abs(number) for number in _numbers(value)]
+        deep = any(part in name for part in ("depth", "layers", "blocks", "repeat"))
+        if deep and sum(found) > MOST_BLOCKS:
+            raise RecipeError(f"{name} makes more than {MOST_BLOCKS} blocks, got {quoted(value)}", key="options")
+        if max(found, default=0) > 16 * MOST_WIDTH:
+            raise RecipeError(f"{name} is more than {16 * MOST_WIDTH:,}, got {quoted(value)}", key="options")
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """The whole numbers in an option, at any depth."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(item)
+
+
+def refuse_unreachable(name: str) -> None:
+    """Raise RecipeError at once where weights are neither here nor can be fetched; libraries try for a minute."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id or urllib.request.getproxies() or constants.HF_HUB_OFFLINE:
+        return
+    files = (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
+    if any(file and isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files):
+        return
+    place = urllib.parse.urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((place.hostname or "", place.port or 443), timeout=REACHED_IN).close()
+    except OSError as problem:
+        raise RecipeError(
+            f"the weights of '{name}' are not on this machine, and {place.hostname} cannot be reached ({problem}); "
+            "fetch them once where it can, or begin without",
+            key="pretrained",
+        ) from problem
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:

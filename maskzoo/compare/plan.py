@@ -28,6 +28,7 @@ from maskzoo.schedules import set_up
 
 BUDGETS = ("epochs", "flops", "time")
 CELL = re.compile(r"(?P<masker>[^+@]+)(\+(?P<schedule>[^@]+))?(@(?P<ratio>.+))?")
+MOST_SEEDS = 10_000
 POINTS = 1000  # of a run whose length is not known yet
 
 
@@ -328,6 +329,8 @@ def _seeds(text: str) -> list[int]:
         given = [int(part) for part in text.split(",")]
     except ValueError:
         raise RecipeError(f"--seeds: expected a number of seeds, or a list like 0,7, got '{text}'") from None
+    if "," not in text and given[0] > MOST_SEEDS:
+        raise RecipeError(f"--seeds: '{text[:40]}' are too many, at most {MOST_SEEDS}; or name them, like 0,7")
     seeds = list(range(given[0])) if "," not in text else list(dict.fromkeys(given))
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**63:
         raise RecipeError(f"--seeds: expected at least one seed, none below 0 and all below 2 ** 63, got '{text}'")

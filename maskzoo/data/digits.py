@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from maskzoo.bounds import MOST_SIDE, between
 from maskzoo.protocols import Sample, Split, define
 
 
@@ -34,7 +35,7 @@ class Digits:
 
     name: ClassVar[str] = "digits"
 
-    upsample: int = attrs.field(default=32, validator=attrs.validators.ge(8))  # height and width in pixels
+    upsample: int = attrs.field(default=32, validator=between(8, MOST_SIDE))  # height and width in pixels
 
     def __attrs_post_init__(self) -> None:
         from sklearn.datasets import load_digits

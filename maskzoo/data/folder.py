@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import IO, Any, ClassVar
 
 import attrs
 import numpy as np
@@ -15,8 +15,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from maskzoo.errors import DataError
-from maskzoo.plain import not_empty
+from maskzoo.bounds import MOST_SIDE
+from maskzoo.errors import DataError, RecipeError
+from maskzoo.plain import not_empty, quoted
 from maskzoo.protocols import Sample, Split, Stream, define
 from maskzoo.seeds import stream
 
@@ -64,6 +65,13 @@ class ImageFiles:
         return attrs.evolve(self, files=[self.files[position] for position in positions], labels=labels)
 
 
+def a_size(dataset: object, field: attrs.Attribute[Any], value: int | tuple[int, int] | None) -> None:
+    """Refuse a height or width, in pixels, that no image has."""
+    sides = () if value is None else (value,) if isinstance(value, int) else value
+    if any(not 1 <= side <= MOST_SIDE for side in sides):
+        raise RecipeError(f"must be between 1 and {MOST_SIDE} pixels a side, got {quoted(value)}", key=field.name)
+
+
 @define
 class Folder:
     """Your own images: a folder of class folders, or of unlabelled images, with or without train and test inside."""
@@ -72,12 +80,13 @@ class Folder:
 
     # the folder of images, or of class folders, or of train/ and test/
     root: str = attrs.field(validator=not_empty)
-    size: int | tuple[int, int] | None = None  # height and width; unless given, the images' own if it is one, or 224
+    # height and width; unless given, the images' own if it is one, or 224
+    size: int | tuple[int, int] | None = attrs.field(default=None, validator=a_size)
     channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
     flip: bool = True  # whether a mirrored image still shows the same
 
     def __attrs_post_init__(self) -> None:
-        root = Path(self.root).expanduser()
+        root = expanded(self.root)
         check_folder(root)
         train, test, classes = find_splits(root, self.channels)
         self.train: Split = train
@@ -106,10 +115,22 @@ def check_still_there(root: str | os.PathLike[str]) -> None:
 
 def check_folder(path: Path) -> None:
     """Raise DataError unless `path` is a folder."""
-    if not path.exists():
-        raise DataError(f"'{path}' does not exist; `data.root` must name a folder of images")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise DataError(f"'{path}' does not exist; `data.root` must name a folder of images") from None
+    except OSError as error:  # such as a name that is too long, a link to itself, a folder that is not ours to see
+        raise DataError(f"'{path}' cannot be opened ({error.strerror}); `data.root` must name a folder") from error
     if not path.is_dir():
         raise DataError(f"'{path}' is a file; `data.root` must name a folder of images")
+
+
+def expanded(root: str) -> Path:
+    """A folder as it was named, with ~ as the user's own; RecipeError, for the key `root`, for nobody's."""
+    try:
+        return Path(root).expanduser()
+    except RuntimeError as problem:  # ~ of a user that there is not
+        raise RecipeError(f"'{root}': {problem}", key="root") from problem
 
 
 def find_splits(root: Path, channels: int) -> tuple[ImageFiles, ImageFiles, Sequence[str] | None]:
@@ -118,7 +139,7 @@ def find_splits(root: Path, channels: int) -> tuple[ImageFiles, ImageFiles, Sequ
     They are what the folders train and test (or val, or validation) hold. Without a folder train, every tenth image
     of a labelled set is held out, always the same ones, and none of an unlabelled set. Raises DataError.
     """
-    if not (root / "train").is_dir():
+    if not os.path.isdir(root / "train"):
         images, classes = find_images(root, channels)
         if classes is None:
             return images, images.subset([]), None
@@ -187,7 +208,7 @@ def is_image(name: str) -> bool:
 def walk(folder: str) -> Iterator[str]:
     """The image files at any depth, in no particular order; links are followed, each real folder is seen once."""
     seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_unlisted, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link that leads back up
             folders.clear()
@@ -197,11 +218,14 @@ def walk(folder: str) -> Iterator[str]:
         yield from (os.path.join(place, name) for name in names if is_image(name))
 
 
+def _unlisted(error: OSError) -> None:
+    """Images that are left out in silence would make the classes others."""
+    raise DataError(f"'{error.filename}' cannot be listed ({error.strerror}); make it readable, or move it away")
+
+
 def settled_size(size: int | tuple[int, int] | None, split: Split) -> tuple[int, int]:
     """Height and width to which a data set brings its images: as asked for, else their own if it is one, or 224."""
-    if isinstance(size, int):
-        return size, size
-    return size or common_size(split) or USUAL_SIZE
+    return (size, size) if isinstance(size, int) else size or common_size(split) or USUAL_SIZE
 
 
 def common_size(split: Split) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -19,9 +20,19 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from maskzoo.data.folder import MODES, STATISTICS, check_folder, check_still_there, read_image, settled_size
+from maskzoo.bounds import MOST_CLASSES, MOST_SHARDS, between
+from maskzoo.data.folder import (
+    MODES,
+    STATISTICS,
+    a_size,
+    check_folder,
+    check_still_there,
+    expanded,
+    read_image,
+    settled_size,
+)
 from maskzoo.errors import DataError, RecipeError
-from maskzoo.plain import not_empty, parse_json, read_json
+from maskzoo.plain import not_empty, parse_json, quoted, read_json
 from maskzoo.protocols import Sample, Split, define
 
 INFO_FILES = ("_info.json", "info.json")  # what the shards of timm's data sets come with
@@ -77,13 +88,14 @@ class Shards:
     image_key: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")  # endings of the members that are images
     label_key: str = "cls"  # the ending of the member that holds the number; "json:field" for a field of one in JSON
     # number of classes; None: as many as the labels show
-    class_count: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    size: int | tuple[int, int] | None = None  # height and width; unless given, the images' own if it is one, or 224
+    class_count: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(1, MOST_CLASSES)))
+    # height and width; unless given, the images' own if it is one, or 224
+    size: int | tuple[int, int] | None = attrs.field(default=None, validator=a_size)
     channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
     flip: bool = True  # whether a mirrored image still shows the same
 
     def __attrs_post_init__(self) -> None:
-        root = Path(self.root).expanduser()
+        root = expanded(self.root)
         check_folder(root)
         train = self._split(root, find_shards(root, self.train_split, "train_split"))
         files = find_shards(root, self.test_split, "test_split") if self.test_split else []
@@ -150,6 +162,7 @@ def find_shards(root: Path, split: str, key: str) -> list[Path]:
                 break
     else:
         files = []
+        check_ranges(split, key)
         for pattern in _numbered(split):
             if any(sign in pattern for sign in "*?["):
                 files += sorted(root.glob(pattern))
@@ -161,6 +174,14 @@ def find_shards(root: Path, split: str, key: str) -> list[Path]:
         if not file.is_file():
             raise DataError(f"the shard '{file}' is missing, of those that `data.{key}` names")
     return files
+
+
+def check_ranges(pattern: str, key: str) -> None:
+    """Raise RecipeError where the ranges of numbers in a pattern stand for more shards than there can be."""
+    ranges = re.findall(r"\{(\d{1,30})\.\.(\d{1,30})[^}]*\}", pattern)
+    count = math.prod(max(0, int(last) - int(first) + 1) for first, last in ranges)
+    if count > MOST_SHARDS or re.search(r"\d{31}", pattern):
+        raise RecipeError(f"{quoted(pattern)} stands for more than {MOST_SHARDS:,} shards", key=key)
 
 
 def _numbered(pattern: str) -> Iterator[str]:

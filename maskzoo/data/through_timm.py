@@ -13,7 +13,9 @@ import attrs
 import torch
 from PIL import Image
 
-from maskzoo.data.folder import MODES, STATISTICS, check_still_there, pixels_of, read_image, settled_size
+from maskzoo.bounds import MOST_CLASSES, MOST_SHARDS, MOST_STEPS, between
+from maskzoo.data.folder import MODES, STATISTICS, a_size, check_still_there, pixels_of, read_image, settled_size
+from maskzoo.data.shards import check_ranges
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.plain import not_empty
 from maskzoo.protocols import Sample, Split, define
@@ -52,17 +54,20 @@ class ThroughTimm:
     root: str | None = attrs.field(default=None, validator=not_empty)
     train_split: str = "train"  # name of the training split
     test_split: str = ""  # name of the test split; empty: none
-    train_images: int | None = None  # training images, where the source does not know how many there are
-    test_images: int | None = None  # test images, where the source does not know how many there are
+    # training images, where the source does not know how many there are
+    train_images: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(1, MOST_STEPS)))
+    # test images, where the source does not know how many there are
+    test_images: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(1, MOST_STEPS)))
     labels: bool = True  # whether the images have labels
     # number of classes; None: as the source says
-    class_count: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    size: int | tuple[int, int] | None = None  # height and width; unless given, the images' own if it is one, or 224
+    class_count: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(1, MOST_CLASSES)))
+    # height and width; unless given, the images' own if it is one, or 224
+    size: int | tuple[int, int] | None = attrs.field(default=None, validator=a_size)
     channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
     flip: bool = True  # whether a mirrored image still shows the same
     mean: tuple[float, ...] | None = None  # of each channel; ImageNet's unless given
     std: tuple[float, ...] | None = None  # of each channel; ImageNet's unless given
-    shares: int = attrs.field(default=4, validator=attrs.validators.ge(1))  # of a stream, read side by side
+    shares: int = attrs.field(default=4, validator=between(1, MOST_SHARDS))  # of a stream, read side by side
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm's create_dataset
 
     def __attrs_post_init__(self) -> None:
@@ -99,6 +104,7 @@ class ThroughTimm:
         call: dict[str, Any] = {"name": self.source, "root": self.root, "split": split, **self.options}
         if self.kind == "wds":
             check_places(self.root, [split.partition("|")[0]])
+            check_ranges(split, "train_split" if known is None else "test_split")
         if self.kind in STREAMED:
             if images is not None:
                 call["num_samples"] = images

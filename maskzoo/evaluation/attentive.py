@@ -16,6 +16,7 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, MOST_WIDTH, between
 from maskzoo.errors import ContractError
 from maskzoo.evaluation.features import evaluating, some_of
 from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of, cosine
@@ -37,11 +38,11 @@ class AttentiveProbe:
     name: ClassVar[str] = "attentive"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    epochs: int = attrs.field(default=20, validator=attrs.validators.ge(1))  # epochs of training the probe
+    epochs: int = attrs.field(default=20, validator=between(1, MOST_EPOCHS))  # epochs of training the probe
     lr: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0))  # of AdamW, absolute; a cosine to 0
     weight_decay: float = attrs.field(default=0.01, validator=attrs.validators.ge(0))  # of AdamW
-    batch_size: int = attrs.field(default=128, validator=attrs.validators.ge(1))  # images per step of the probe
-    heads: int = attrs.field(default=8, validator=attrs.validators.ge(1))  # attention heads of the pooling
+    batch_size: int = attrs.field(default=128, validator=between(1, MOST_IMAGES))  # images per step of the probe
+    heads: int = attrs.field(default=8, validator=between(1, MOST_WIDTH))  # attention heads of the pooling
     images: Images = attrs.field(default="all", validator=an_amount)  # images of each split, at most
     # random seed of the evaluation's own draws
     seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))

@@ -13,9 +13,10 @@ import attrs
 import torch
 from torch import Tensor
 
+from maskzoo.bounds import between
 from maskzoo.errors import ContractError
 from maskzoo.evaluation.linear import logistic, moments
-from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of
+from maskzoo.evaluation.options import MOST, Images, an_amount, at_most, classes_of
 from maskzoo.metrics import Metric, accuracy, interval
 from maskzoo.protocols import Dataset, Encoder, Need, define
 from maskzoo.seeds import stream
@@ -35,8 +36,8 @@ class FewShot:
 
     shots: tuple[int, ...] = (1, 5, 10)  # labelled images per class
     # draws of labelled images, whose mean is reported
-    draws: int = attrs.field(default=5, validator=attrs.validators.ge(1))
-    penalty: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))  # the inverse of scikit-learn's C
+    draws: int = attrs.field(default=5, validator=between(1, 10_000))
+    penalty: float = attrs.field(default=1.0, validator=between(1 / MOST, MOST))  # the inverse of scikit-learn's C
     images: Images = attrs.field(default="all", validator=an_amount)  # images of each split, at most
     # random seed of the evaluation's own draws
     seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))

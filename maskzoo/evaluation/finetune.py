@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from maskzoo.backbones.adapter import TimmBackbone
+from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, between
 from maskzoo.build import make_mover
 from maskzoo.data.batches import batches, steps_in_epoch
 from maskzoo.engine import Engine, Precision, choose_precision
@@ -29,8 +30,7 @@ from maskzoo.seeds import stream_seed
 
 MOST_SKIPPED = 0.05  # share of the steps; with fp16 a few are skipped while the scale is found
 a_share = [attrs.validators.ge(0.0), attrs.validators.lt(1.0)]
-a_strength = attrs.validators.ge(0.0)
-at_least_one = attrs.validators.ge(1)
+a_strength = between(0.0, 1000.0)
 
 
 @define
@@ -44,9 +44,9 @@ class FineTune:
     name: ClassVar[str] = "finetune"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    epochs: int = attrs.field(default=20, validator=at_least_one)  # epochs of fine-tuning
+    epochs: int = attrs.field(default=20, validator=between(1, MOST_EPOCHS))  # epochs of fine-tuning
     lr: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0))  # of the classifier, absolute
-    batch_size: int = attrs.field(default=64, validator=at_least_one)  # images per step
+    batch_size: int = attrs.field(default=64, validator=between(1, MOST_IMAGES))  # images per step
     warmup: float = attrs.field(default=0.1, validator=a_share)  # share of the steps in which the rate rises
     weight_decay: float = attrs.field(default=0.05, validator=a_strength)  # of AdamW; not on vectors and biases
     layer_decay: float = attrs.field(  # rate of each layer to that of the next; 1.0: all alike
@@ -57,7 +57,9 @@ class FineTune:
     smoothing: float = attrs.field(default=0.1, validator=a_share)  # smoothing of the labels
     drop_path: float | None = None  # highest rate of stochastic depth; None: as the encoder has it
     scale: tuple[float, float] = (0.2, 1.0)  # share of the area that a random crop keeps
-    clip: float | None = None  # the largest norm of the whole gradient
+    clip: float | None = attrs.field(  # the largest norm of the whole gradient; None: no limit
+        default=None, validator=attrs.validators.optional(attrs.validators.gt(0))
+    )
     precision: Precision | Literal["auto"] = "auto"  # bf16 where the hardware has it, else fp32; kept with the figures
     # random seed of the evaluation's own draws
     seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from maskzoo.errors import ContractError
 from maskzoo.evaluation.options import Images, an_amount, at_most
 from maskzoo.metrics import Metric, accuracy
 from maskzoo.protocols import Dataset, Encoder, Need, define
@@ -21,6 +22,8 @@ SIMILARITIES = 2**24  # held at once: 64 MiB
 TRAINING = 2**16  # training images, of those at the most
 Distance = Literal["cosine", "euclidean"]
 Weighting = Literal["similarity", "plain"]
+
+USUAL = 20  # neighbours, or all images where these are fewer
 
 
 @define
@@ -34,7 +37,7 @@ class KNearestNeighbours:
     name: ClassVar[str] = "knn"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    k: int | tuple[int, ...] = 20  # neighbours that vote; each of several is a measurement of its own
+    k: int | tuple[int, ...] = USUAL  # neighbours that vote; each of several is a measurement of its own
     # of the similarity's weights; low: the nearest decide
     temperature: float = attrs.field(default=0.07, validator=attrs.validators.gt(0))
     images: Images = attrs.field(default=10_000, validator=an_amount)  # images of each split, at most
@@ -62,6 +65,8 @@ class KNearestNeighbours:
         test, truth = encoder.features(dataset.test, at_most(self.images))
         if labels is None or truth is None:
             return
+        if max(self._sizes) > max(len(train), USUAL):
+            raise ContractError(f"knn.k: {max(self._sizes)} neighbours are more than the {len(train)} training images")
         scores, neighbours = nearest(train, test, most=max(self._sizes), metric=self.metric, device=encoder.device)
         temperature = self.temperature if self.weighting == "similarity" else None
         for k in self._sizes:

@@ -14,6 +14,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, between
 from maskzoo.errors import ContractError
 from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of, cosine, several_above_zero
 from maskzoo.metrics import Metric, accuracy
@@ -43,8 +44,8 @@ class LinearProbe:
     penalties: tuple[float, ...] = attrs.field(  # of lbfgs: the inverse of scikit-learn's C
         default=(0.01, 0.1, 1.0, 10.0, 100.0), validator=several_above_zero
     )
-    epochs: int = attrs.field(default=100, validator=attrs.validators.ge(1))  # epochs of training the probe
-    batch_size: int = attrs.field(default=256, validator=attrs.validators.ge(1))  # images per step of the probe
+    epochs: int = attrs.field(default=100, validator=between(1, MOST_EPOCHS))  # epochs of training the probe
+    batch_size: int = attrs.field(default=256, validator=between(1, MOST_IMAGES))  # images per step of the probe
     weight_decay: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))  # of the probe's weights
     held_out: float = attrs.field(  # share of the training images on which the rate is chosen
         default=0.2, validator=[attrs.validators.gt(0), attrs.validators.lt(1)]

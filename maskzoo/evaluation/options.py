@@ -26,7 +26,7 @@ def an_amount(evaluator: object, field: attrs.Attribute[Any], value: Images) -> 
 
 def several_above_zero(evaluator: object, field: attrs.Attribute[Any], values: tuple[float, ...]) -> None:
     """Refuse a list that is empty, or that holds something not above 0."""
-    if not values or min(values) <= 0 or max(values) > MOST:
+    if not values or min(values) < 1 / MOST or max(values) > MOST:
         raise ValueError(f"{field.name}: must be one or more numbers above 0, at most {MOST:g}, got {list(values)}")
 
 

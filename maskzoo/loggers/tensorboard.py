@@ -11,6 +11,7 @@ import attrs
 import numpy
 from PIL import Image
 
+from maskzoo.bounds import between
 from maskzoo.loggers.library import library
 from maskzoo.protocols import define
 
@@ -24,7 +25,7 @@ class TensorBoard:
 
     name: ClassVar[str] = "tensorboard"
 
-    flush_seconds: int = attrs.field(default=30, validator=attrs.validators.ge(1))  # what a killed run loses, at most
+    flush_seconds: int = attrs.field(default=30, validator=between(1, 10**6))  # what a killed run loses, at most
     _writer: Any = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from maskzoo.backbones.vit import sin_cos
+from maskzoo.bounds import MOST_BLOCKS, MOST_WIDTH, between, refuse_beyond_memory
 from maskzoo.errors import RecipeError
 from maskzoo.mask import Mask
 from maskzoo.protocols import Backbone, Need, define
@@ -31,13 +32,13 @@ class DecodingObjective(nn.Module):
     least_hidden: ClassVar[int] = 1  # a patch to rebuild
 
     # width of the decoder, a multiple of 4
-    decoder_dim: int = attrs.field(default=512, validator=attrs.validators.ge(4))
-    decoder_depth: int = attrs.field(default=8, validator=attrs.validators.ge(0))  # transformer blocks of the decoder
+    decoder_dim: int = attrs.field(default=512, validator=between(4, MOST_WIDTH))
+    decoder_depth: int = attrs.field(default=8, validator=between(0, MOST_BLOCKS))  # transformer blocks of the decoder
     decoder_heads: int | None = attrs.field(  # None: about one for each 32 channels, as MAE's 16 for 512
-        default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
+        default=None, validator=attrs.validators.optional(between(1, MOST_WIDTH))
     )
     # width of the decoder's MLPs over its own
-    mlp_ratio: float = attrs.field(default=4.0, validator=attrs.validators.gt(0))
+    mlp_ratio: float = attrs.field(default=4.0, validator=between(1 / 1000, 1000))
 
     backbone: ClassVar[Backbone]  # a module
     mask_token: ClassVar[nn.Parameter | None]
@@ -64,6 +65,8 @@ class DecodingObjective(nn.Module):
 
     def _build_decoder(self, backbone: Backbone, values: int) -> None:
         """Build the decoder to `values` (T) a patch; the names of its parameters are those of published MAE weights."""
+        each = (4 + 2 * self.mlp_ratio) * self.decoder_dim**2
+        refuse_beyond_memory(self.decoder_depth * each, "this decoder", "decoder_dim")
         norm = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, mlp_ratio=self.mlp_ratio, qkv_bias=True, norm_layer=norm)
         self.decoder_embed = nn.Linear(backbone.dim, self.decoder_dim)

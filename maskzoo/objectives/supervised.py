@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from maskzoo.bounds import MOST_CLASSES, between
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.mask import Mask
 from maskzoo.protocols import Backbone, Need, Objective, Outcome, define
@@ -38,12 +39,12 @@ class Classify(nn.Module):
 
     loss: Literal["cross-entropy", "binary"] = "cross-entropy"  # "binary": each class for itself, as DeiT III and RSB
     smoothing: float = attrs.field(default=0.0, validator=a_share)  # of the labels
-    mixup: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))  # alpha of timm's; 0: none
-    cutmix: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))  # alpha of timm's; 0: none
+    mixup: float = attrs.field(default=0.0, validator=between(0, 1000))  # alpha of timm's; 0: none
+    cutmix: float = attrs.field(default=0.0, validator=between(0, 1000))  # alpha of timm's; 0: none
     mix_probability: float = attrs.field(default=1.0, validator=a_share)  # that a batch is mixed at all
     cutmix_probability: float = attrs.field(default=0.5, validator=a_share)  # that it is cutmix, where both are on
     pooling: Literal["mean", "class"] = "mean"  # of the visible patches, or the class token
-    classes: int = attrs.field(default=0, validator=attrs.validators.ge(0))  # a run takes it from its data
+    classes: int = attrs.field(default=0, validator=between(0, MOST_CLASSES))  # a run takes it from its data
 
     def __attrs_pre_init__(self) -> None:
         super().__init__()
