@@ -141,6 +141,22 @@ def test_the_metric_whose_direction_is_declared_comes_first(tmp_path: Path):
     assert "thing/distance" in second
 
 
+def test_what_is_said_of_several_metrics_alike_is_said_once(tmp_path: Path):
+    def scores(value: float) -> Mapping[str, float]:
+        return {"knn/top1": value, "linear/top1": 0.5, "finetune/top1": 0.5, "classifier/top1": value}
+
+    paths = [
+        make_run(tmp_path / f"{m}{s}", m, s, scores(v))
+        for m, c in (("random", BASE), ("x", UP))
+        for s, v in enumerate(c)
+    ]
+    assert findings(gather(paths)) == [
+        "x is better than random by 10.1 ± 0.2 points (k-NN top-1).",
+        "x has the result of random in every pair by linear probe top-1 and fine-tuned top-1.",
+        "x is better than random by 10.1 ± 0.2 points (classifier top-1).",
+    ]
+
+
 def test_the_untrained_model_of_a_comparison_is_paired_by_seed(tmp_path: Path):
     paths = make_runs(tmp_path, {"random": BASE, "clmae": UP})
     for path, seed in zip(paths, [0, 1, 2] * 2, strict=True):

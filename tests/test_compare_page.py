@@ -22,9 +22,10 @@ from maskzoo.compare.cells import Comparison, gather
 from maskzoo.compare.citations import bibtex, citations, foreign
 from maskzoo.compare.facts import command, evaluators, shared
 from maskzoo.compare.findings import findings
-from maskzoo.compare.latex import latex
+from maskzoo.compare.latex import _broken, latex
 from maskzoo.compare.names import chosen_scores, headed, titles, unknown_scores
 from maskzoo.compare.page import page
+from maskzoo.compare.plan import Plan
 from maskzoo.compare.readings import gone
 from maskzoo.compare.report import report, report_on
 from maskzoo.compare.strips import strips
@@ -366,6 +367,37 @@ def test_scores_choose_the_columns_of_a_table(tmp_path: Path):
     text = latex(comparison, ["linear/top1"])
     assert ("linear probe" in text, "k-NN" in text, r"\begin{table}" in text) == (True, False, True)
     assert r"\begin{table*}" in latex(comparison, ["linear/top1", "knn/top1"])
+
+
+@pytest.mark.parametrize(
+    ("head", "lines"),
+    [
+        ("k-NN top-1 (%) \u2191", ["k-NN top-1 (%) \u2191"]),
+        ("linear probe top-1 (%) \u2191", ["linear probe", "top-1 (%) \u2191"]),
+        ("few-shot top-1 (shots 10) (%) \u2191", ["few-shot top-1", "(shots 10) (%) \u2191"]),
+        ("thing/distanceoflongname", ["thing/distanceoflongname"]),
+    ],
+)
+def test_a_wide_head_is_broken_between_words_and_never_inside_brackets(head: str, lines: list[str]):
+    assert _broken(head) == lines
+
+
+@pytest.mark.slow
+def test_a_planned_comparison_chooses_its_scores_too(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch):
+    def trained(plan: Plan, *_: Any, **__: Any) -> list[str]:
+        for job in plan.jobs:
+            make_run(job.folder, job.cell, job.seed, {"knn/top1": 0.5, "linear/top1": 0.6})
+        return []
+
+    monkeypatch.setattr("maskzoo.compare.whole.train_missing", trained)
+    arguments = ["compare", "--maskers", "random", "--seeds", "2", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, [*arguments, "--set", "train.steps=2", "--scores", "linear"])
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "out" / "table.tex").read_text()
+    assert ("linear probe" in text, "k-NN" in text) == (True, False)
+    assert (
+        "maskzoo compare --maskers random --seeds 2 --baseline random" in (tmp_path / "out" / "report.html").read_text()
+    )
 
 
 @pytest.mark.slow

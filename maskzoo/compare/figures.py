@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from maskzoo.compare.cells import Cell, Comparison
 from maskzoo.compare.drawing import STYLE, add_legend, file_name, looks, new_figure, save, short_names, titled
+from maskzoo.compare.names import titles
 from maskzoo.compare.rows import draw_forest, draw_scores, in_forest
 
 RANGES = {"factor": (-1.15, 1.15), "ratio": (0.0, 1.0)}  # of what is drawn over the steps
@@ -83,7 +84,7 @@ def _figures(comparison: Comparison) -> list[Wanted]:
             )
         )
     for score in comparison.scores:
-        title = f"{comparison.label(score)} and what it took"
+        title = f"{titles(comparison)[score]} and what it took"
         caption = "A dot for each run, the mean of each cell with its 95 % interval, and beside it what training took."
         made.append(Wanted(f"compute-{score}", title, lambda s=score: draw_scores(comparison, s), caption))  # type: ignore[misc]
     for name, title, label in CURVES:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import attrs
 
 from maskzoo.compare.cells import UNTRAINED, Comparison, signed
+from maskzoo.compare.names import titles
 from maskzoo.compare.statistics import Difference, corrected, paired
 from maskzoo.metrics import Better
 
@@ -77,7 +78,12 @@ def findings(comparison: Comparison) -> list[str]:
         return ["Nothing was measured, so nothing is found."]
     if len(comparison.trained) == 1:
         return [_of_one(comparison, scores[0])]
-    return [sentence(found_in(comparison, score)) for score in scores]
+    first, *others = [found_in(comparison, score) for score in scores]
+    groups: dict[str, list[Found]] = {}
+    for found in others:  # what is said of several metrics alike is said once
+        groups.setdefault(sentence(attrs.evolve(found, label="")), []).append(found)
+    merged = [attrs.evolve(same[0], label=listed([one.label for one in same], most=99)) for same in groups.values()]
+    return [sentence(found) for found in (first, *merged)]
 
 
 def found_in(comparison: Comparison, score: str) -> Found:
@@ -85,7 +91,7 @@ def found_in(comparison: Comparison, score: str) -> Found:
     factor, decimals, sign = comparison.unit(score)
     tests = comparison.differences(score)
     return Found(
-        label=comparison.label(score),
+        label=titles(comparison)[score],
         better=comparison.better(score),
         factor=factor,
         decimals=decimals,
@@ -206,10 +212,10 @@ def _gaps(found: Found, names: Sequence[str]) -> str:
     return listed([f"{name} ({found.gap(name)}{found.points})" for name in names])
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], most: int = LISTED) -> str:
     """Names as a sentence has them: all of a few, else the first and how many others."""
-    if len(names) > LISTED + 1:
-        return f"{', '.join(names[:LISTED])} and {len(names) - LISTED} others"
+    if len(names) > most + 1:
+        return f"{', '.join(names[:most])} and {len(names) - most} others"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 

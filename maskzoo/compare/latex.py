@@ -119,7 +119,11 @@ def _group(comparison: Comparison, columns: Sequence[Column]) -> list[list[str]]
 
 def _broken(head: str) -> list[str]:
     """A head on one line, or on two where it is wider than its columns."""
-    spaces = [place for place, sign in enumerate(head) if sign == " " and head[place + 1] not in "(\u2191\u2193"]
+    spaces = [
+        found.start()
+        for found in re.finditer(r" (?!\(%\)|[\u2191\u2193])", head)
+        if head.count("(", 0, found.start()) == head.count(")", 0, found.start())
+    ]
     if len(head) <= HEAD or not spaces:
         return [head]
     middle = min(spaces, key=lambda place: abs(place - len(head) / 2))

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from maskzoo.compare.cells import UNTRAINED, Comparison
 from maskzoo.compare.drawing import SOFT, Look, literal, looks, new_figure, short_names, titled
 from maskzoo.compare.findings import LEAST_PAIRS, verdict
+from maskzoo.compare.names import titles
 
 ROW, ABREAST = 0.27, 3  # inches of a row; panels side by side
 PANELS = {1: 4.6, 2: 3.6, 3: 2.9}  # inches of a panel, by how many stand side by side
@@ -71,7 +72,7 @@ def _differences(
         if name == UNTRAINED:
             _keep_in_sight(axes, row, gaps, decimals)
         _row(axes, row, gaps, half, look[name], filled=told)
-    titled(axes, comparison.label(score))
+    titled(axes, titles(comparison)[score])
     unit = "points" if sign == "%" else "in its own unit"
     unit = " (points)" if sign == "%" else ""
     way = "higher is better \u2192" if better == "higher" else "\u2190 lower is better"
@@ -114,7 +115,7 @@ def draw_scores(comparison: Comparison, score: str) -> Figure:
         if name in spent:
             right.plot([0, spent[name]], [row, row], color=own.colour, linewidth=1.2, alpha=0.5)
             right.plot([spent[name]], [row], color=own.colour, marker=own.mark, markersize=5)
-    literal(left.set_xlabel(f"{comparison.label(score)} (%)" if sign == "%" else comparison.label(score)))
+    literal(left.set_xlabel(f"{titles(comparison)[score]} (%)" if sign == "%" else titles(comparison)[score]))
     right.set_xlabel(label)
     right.set_xlim(left=0)
     for panel in (left, right):

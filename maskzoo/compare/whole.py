@@ -99,7 +99,7 @@ def compare_all(
         comparison = report(
             out, made.paths, made.baseline,
             equal=made.equal, flops=made.flops, remarks=failures, asked=made.asked, with_command=with_command,
-            another=replace,
+            scores=scores, another=replace,
         )  # fmt: skip
     tell(comparison, out, console, scores)
     if failures:
