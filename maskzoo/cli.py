@@ -498,8 +498,9 @@ def list_(kinds: tuple[str, ...], matrix: bool) -> None:
         print_matrix()
         return
     from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
+    from maskzoo.listing import Listing
     from maskzoo.registry import KINDS, Registry, nearest
     from maskzoo.show import first_line
     from maskzoo.terminal import Console
@@ -509,22 +510,23 @@ def list_(kinds: tuple[str, ...], matrix: bool) -> None:
     if unknown:
         raise RecipeError(f"no kind '{unknown[0]}'; {nearest(unknown[0], plurals)}")
     registry = Registry()
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Listing()
     for plural, kind in plurals.items():
         if kinds and plural not in kinds:
             continue
-        table.add_row(f"[bold]{plural}[/bold]")
+        table.add(Text(plural, style="bold"))
         for name, cls in registry.classes(kind).items():
             owner = registry.owner(kind, name)
             theirs = f" [dim]({escape(owner.distribution)} {owner.version})[/dim]" if owner and not owner.ours else ""
-            table.add_row(f"  {escape(name)}", escape(first_line(cls)) + theirs)
+            table.add(f"  {name}", Text.from_markup(escape(first_line(cls)) + theirs))
     Console().print(table)
 
 
 def print_matrix() -> None:
     """Which strategy goes with which backbone and objective, a table for objectives that provide the same."""
-    from rich.table import Column, Table
+    from rich.text import Text
 
+    from maskzoo.listing import Listing
     from maskzoo.matrix import matrices
     from maskzoo.registry import Registry
     from maskzoo.terminal import Console
@@ -533,10 +535,10 @@ def print_matrix() -> None:
     for matrix in matrices(Registry()):
         console.print(f"[bold]{', '.join(matrix.objectives)}[/bold]")
         head, *rows = matrix.table
-        table = Table(*(Column(cell, no_wrap=True) for cell in head), box=None, pad_edge=False)
+        table = Listing(head)
         for name, *cells in rows:
-            shown = (cell if cell == "yes" else f"[dim]{cell.removeprefix('needs ')}[/dim]" for cell in cells)
-            table.add_row(name, *shown)
+            shown = (cell if cell == "yes" else Text(cell.removeprefix("needs "), style="dim") for cell in cells)
+            table.add(name, *shown)
         console.print(table, "")
     console.print("yes, or what is missing there; a composite goes where all of its parts go", style="dim")
 
@@ -574,17 +576,18 @@ def show(name: str) -> None:
 def plugins() -> None:
     """List every plugin, where it comes from, what it offers, and what is wrong with it."""
     from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
+    from maskzoo.listing import Listing
     from maskzoo.registry import Registry
     from maskzoo.terminal import Console
 
     registry, console = Registry(), Console()
-    table = Table("plugin", "distribution", "offers", box=None, pad_edge=False)
+    table = Listing(("plugin", "distribution", "offers"))
     for plugin in registry.plugins:
         offers = ", ".join(offer.name for offer in plugin.offers)
-        state = f"[red]could not be loaded: {escape(plugin.problem)}[/red]" if plugin.problem else escape(offers)
-        table.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", state)
+        state = Text(f"could not be loaded: {plugin.problem}", style="red") if plugin.problem else offers
+        table.add(plugin.name, f"{plugin.distribution} {plugin.version}", state)
     console.print(table)
     for sentence in [*registry.clashes(), *registry.faulty()]:
         console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)

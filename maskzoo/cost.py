@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 import torch
-from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -33,6 +33,7 @@ from maskzoo.build import (
 from maskzoo.data.batches import steps_in_epoch
 from maskzoo.defaults import settled
 from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.listing import Listing
 from maskzoo.probe import explaining, reached_by_gradient, refuse_unreached
 from maskzoo.protocols import CurriculumSchedule, MaskingContext, Sample, Strategy
 from maskzoo.recipe import MaskingRecipe, Recipe, Use, make, make_dial
@@ -207,35 +208,33 @@ def with_random(recipe: Recipe) -> Recipe:
     return attrs.evolve(recipe, masking=MaskingRecipe(ratio=recipe.masking.ratio, strategy="random"))
 
 
-def cost_table(recipe: Recipe, registry: Registry) -> Table:
+def cost_table(recipe: Recipe, registry: Registry) -> Listing:
     """What `maskzoo cost` prints."""
     shape = shape_of(recipe, registry)
     costs = flops_per_image(recipe, registry, shape)
-    table = Table("", "GFLOP an image", "share", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Listing(("", "GFLOP an image", "share"), {1, 2})
     lines = [("model, forward and backward", costs.model), ("teacher", costs.teacher), ("strategy", costs.strategy)]
     for title, flops in lines:
-        table.add_row(title, gigas(flops), f"{flops / costs.total:.0%}" if costs.total else "")
-    table.add_row("[bold]total[/bold]", f"[bold]{gigas(costs.total)}[/bold]", "", end_section=True)
+        table.add(title, gigas(flops), f"{flops / costs.total:.0%}" if costs.total else "")
+    table.add(Text("total", style="bold"), Text(gigas(costs.total), style="bold"), "")
     try:
         cheapest = flops_per_image(with_random(recipe), registry, shape).total
-        table.add_row("of the same with random", f"{costs.total / cheapest:.2f} x", "")
+        table.add("of the same with random", f"{costs.total / cheapest:.2f} x", "")
     except MaskZooError:
         pass  # no strategy of that name, or one that the objective refuses
     steps = steps_of(recipe, shape)
     if steps is None:
-        table.add_row("whole run", "unknown", "")
+        table.add("whole run", "unknown", "")
     else:
         seen = steps * settled(recipe, len(shape.train)).train.batch
-        table.add_row("whole run", f"{costs.total * seen:.3g} FLOP", f"{seen:,} images")
-    table.add_row("parameters of the model", f"{costs.parameters:,}", "")
+        table.add("whole run", f"{costs.total * seen:.3g} FLOP", f"{seen:,} images")
+    table.add("parameters of the model", f"{costs.parameters:,}", "")
     if costs.strategy_parameters:
-        table.add_row("parameters of the strategy", f"{costs.strategy_parameters:,}", "")
+        table.add("parameters of the strategy", f"{costs.strategy_parameters:,}", "")
     if steps is None:
-        table.caption = "the run's cost needs the data's number of images, or train.steps"
+        table.remarks.append("the run's cost needs the data's number of images, or train.steps")
     if costs.device != "meta":
-        table.caption = "counted on two images of zeros: something in this recipe looks at values"
+        table.remarks.append("counted on two images of zeros: something in this recipe looks at values")
     return table
 
 

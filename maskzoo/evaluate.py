@@ -11,8 +11,6 @@ from typing import Any
 import attrs
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from maskzoo.build import described, make_backbone
 from maskzoo.data.folder import STATISTICS
@@ -23,6 +21,7 @@ from maskzoo.evaluation.measure import measured
 from maskzoo.evaluation.options import words_of
 from maskzoo.flags import backbone_of
 from maskzoo.folder import RunFolder
+from maskzoo.listing import Listing
 from maskzoo.measured import Measured
 from maskzoo.metrics import printed
 from maskzoo.protocols import Dataset, Pooling
@@ -262,10 +261,10 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
     pooled = "mean of patch tokens" if wishes.pooling == "mean" else "class token"
     step = [f"step {subject.about['step']}"] if "step" in subject.about else []
     console.print(", ".join([subject.dataset.name, pooled, *step]), highlight=False, markup=False)
-    rows = [(one.told, metric.name, printed(metric.value, metric.unit)) for one in found for metric in one.metrics]
-    table = Table("evaluator", "metric", "value", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(escape, row))
+    table = Listing(("evaluator", "metric", "value"), {2})
+    for one in found:
+        for metric in one.metrics:
+            table.add(one.told, metric.name, printed(metric.value, metric.unit))
     console.print(table)
     console.print(f"in {subject.folder / 'evaluation.json'}", highlight=False, markup=False)
     if stopped is not None:

@@ -35,7 +35,7 @@ LEVELS = (
         "metrics",
         "measured",
     },
-    {"terminal", "blame", "words", "sources", "guard", "bounds"},
+    {"terminal", "blame", "words", "listing", "sources", "guard", "bounds"},
     {"protocols"},
     {"hookspecs"},
     {"registry", "offers"},

@@ -30,7 +30,8 @@ def test_no_number_is_cut_in_any_terminal(tmp_path: Path, width: int):
     assert max(map(len, said.splitlines())) <= width
     for whole in (r"60\.3 ± 25\.\d", r"0\.0 ± 0\.0", r"1\.000|0\.\d{3}"):
         assert re.search(whole, said), whole
-    assert "".join(list(SCORES)[2].split()) in re.sub(r"\s", "", said)
+    for piece in ("attmask", "partner", "edges", "linear:0:-0.5", "optimizer.", "weight_", "decay=0.05"):
+        assert piece in said, piece
 
 
 def test_a_wide_terminal_has_a_table(tmp_path: Path):

@@ -21,6 +21,7 @@ from maskzoo.plain import FREE_KEYS, named
 ASIDE = FREE_KEYS | {"train.seed"}
 MEASURED = r"evaluation\b"  # how a key begins that says what was measured: a score's own name says that
 UNTRAINED = "before training"  # the name of a row
+NAMED = 3  # runs that a remark names before it counts
 
 
 @attrs.frozen(eq=False)
@@ -178,7 +179,7 @@ def gather(
         remarks += _of_one_recipe(cell)
     remarks += [f"no run of '{name}' has finished; it is left out" for name, cell in cells.items() if not cell.runs]
     whole = [*([Cell(UNTRAINED, beginnings)] if beginnings else []), *(cell for cell in cells.values() if cell.runs)]
-    base, word = _baseline(baseline, cells, whole)
+    base, word = _baseline(baseline, cells, whole, given=given)
     remarks += word
     counted = {cell.name: cell.first.flops for cell in whole if cell.first.flops is not None}
     comparison = Comparison(whole, base, equal, {**counted, **(flops or {})}, remarks)
@@ -215,18 +216,37 @@ def _scored(runs: Sequence[Reading]) -> tuple[list[Reading], dict[int, Reading]]
     return scored[: len(runs)], dict(sorted(beginnings.items()))
 
 
-def _baseline(wished: str | None, cells: Mapping[str, Cell], whole: Sequence[Cell]) -> tuple[str, list[str]]:
-    """The name of the cell that the others are compared with, and what must be said about that."""
+def _baseline(
+    wished: str | None, cells: Mapping[str, Cell], whole: Sequence[Cell], *, given: bool
+) -> tuple[str, list[str]]:
+    """The name of the cell that the others are compared with, and what must be said about that.
+
+    Unless somebody wishes for one, it is the first of the cells that were `given`, or the plainest of those found.
+    """
     known = [cell.name for cell in whole if cell.name != UNTRAINED]
     if wished is not None and wished not in cells:
         raise RecipeError(f"--baseline: no cell is called '{wished}'; they are {', '.join(known)}")
     if wished in known and not cells[wished].trained and any(cell.trained for cell in whole):
         raise RecipeError(f"--baseline: '{wished}' was not trained here, so that no run has a seed in common with it")
-    usual = next((cell.name for cell in whole if cell.trained), known[0])
-    first = wished or next((name for name, cell in cells.items() if not cell.runs or cell.trained), usual)
+    trained = [cell for cell in whole if cell.trained]
+    usual = min(trained, key=plainness).name if trained else known[0]
+    named = next((name for name, cell in cells.items() if not cell.runs or cell.trained), usual)
+    first = wished or (named if given else usual)
     if first not in known:
         return usual, [f"the baseline, '{first}', is not there; '{usual}' takes its place"]
     return first, []
+
+
+def plainness(cell: Cell) -> tuple[int, ...]:
+    """How far a cell is from hiding at random without a curriculum: the plainest of several is their baseline.
+
+    `random` comes first, what learns nothing before what learns, a constant factor before one that moves, the fewest
+    options before more; among equals the first that was given.
+    """
+    keys, curves = cell.first.keys, cell.first.curves
+    factors = [value for _, value in curves.get("factor", [])]
+    masking = [key for key, value in keys.items() if key.startswith("masking.strategy") and value is not None]
+    return cell.first.masker != "random", cell.first.learns, len(set(factors)) > 1, any(factors), len(masking)
 
 
 def names_of(runs: Sequence[Reading]) -> list[str]:
@@ -273,31 +293,46 @@ def _shown(run: Reading, key: str) -> str:
 
 
 def _about_scores(comparison: Comparison) -> list[str]:
-    """A sentence for each score that a run lacks, or that is no number."""
+    """A sentence for each score that runs lack, or that is no number there."""
+    lacking: dict[str, list[Reading]] = {}  # by what is said of one run, which stands for `{}`
+    several: dict[str, str] = {}  # the same of several
+    measured = 0
+
+    def said(run: Reading, one: str, more: str) -> None:
+        lacking.setdefault(one, []).append(run)
+        several[one] = more
+
+    for run in (run for cell in comparison.cells for run in cell.runs.values()):
+        if run.model == UNTRAINED:
+            continue  # what is evaluated later, is evaluated after training
+        measured += 1
+        if not run.scores and not run.trained:
+            said(run, f"{{}} has no metric of {run.model}", f"have no metric of {run.model}")
+            continue
+        for whose, words in run.problems.items():
+            end = f"no score of {whose}: {words}; maskzoo evaluate measures it again"
+            said(run, f"{{}} has {end}", f"have {end}")
+        if run.problems:
+            continue
+        if not run.scores:
+            asked = [named(use) for use in run.recipe.get("evaluation", [])]
+            why = f"{', '.join(map(str, asked))} found nothing to measure" if asked else "its recipe asks for none"
+            said(run, f"{{}} has no score: {why}", f"have no score: {why}")
+            continue
+        for score in comparison.scores:
+            if score not in run.scores:
+                end = f"no {score}: it was not measured there, or there are no labels"
+                said(run, f"{{}} has {end}", f"have {end}")
+            elif run.scores[score] is None:
+                end = f"{score} of {{}} is not a number; it is left out of the mean"
+                said(run, end, f"have no number as {score}, which is left out of their means")
     sentences = []
-    for cell in comparison.cells:
-        for run in cell.runs.values():
-            if run.model == UNTRAINED:
-                continue  # what is evaluated later, is evaluated after training
-            if not run.scores and not run.trained:
-                sentences.append(f"'{run.path}' has no figure of {run.model}")
-                continue
-            sentences += [
-                f"'{run.path}' has no score of {whose}: {words}; maskzoo evaluate measures it again"
-                for whose, words in run.problems.items()
-            ]
-            if run.problems:
-                continue
-            if not run.scores:
-                asked = [named(use) for use in run.recipe.get("evaluation", [])]
-                why = f"{', '.join(map(str, asked))} found nothing to measure" if asked else "its recipe asks for none"
-                sentences.append(f"'{run.path}' has no score: {why}")
-                continue
-            for score in comparison.scores:
-                if score not in run.scores:
-                    sentences.append(f"'{run.path}' has no {score}: it was not measured there, or there are no labels")
-                elif run.scores[score] is None:
-                    sentences.append(f"{score} of '{run.path}' is not a number; it is left out of the mean")
+    for one, runs in lacking.items():
+        paths = [f"'{run.path}'" for run in runs]
+        more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+        listed = f"{', '.join(paths[:NAMED])}{more}"
+        whole = f"{len(paths)} of {measured} runs {several[one]} ({listed})"
+        sentences.append(one.replace("{}", paths[0]) if len(paths) == 1 else whole)
     return sentences
 
 

@@ -9,10 +9,9 @@ import attrs
 
 from maskzoo.compare.cells import UNTRAINED, Comparison, signed
 from maskzoo.compare.names import titles
-from maskzoo.compare.statistics import Difference, corrected, paired
+from maskzoo.compare.statistics import LEAST_PAIRS, Difference, corrected, paired
 from maskzoo.metrics import Better
 
-LEAST_PAIRS = 3  # below which a test has one degree of freedom or none, and nothing is called better by it
 LISTED = 3  # names that a sentence has room for
 Verdict = Literal["better", "worse", "differs", "same", "constant", "unclear", "few", "apart"]
 

@@ -10,9 +10,10 @@ import attrs
 
 from maskzoo.compare.cells import Comparison, signed
 from maskzoo.compare.facts import shared
-from maskzoo.compare.findings import LEAST_PAIRS, verdict
+from maskzoo.compare.findings import verdict
 from maskzoo.compare.names import headed
 from maskzoo.compare.scores import data_name
+from maskzoo.compare.statistics import LEAST_PAIRS
 from maskzoo.compare.tables import BUDGETS, NONE, Column, Entry, columns, not_trained_here
 from maskzoo.plain import printable
 

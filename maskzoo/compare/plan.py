@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from rich.text import Text
 
 from maskzoo import measured
 from maskzoo.build import choose_curriculum, points, refuse_meaningless
-from maskzoo.compare.fitted import Fitted
 from maskzoo.compare.keeping import GENERATOR, begin, read_plan
 from maskzoo.compare.report import folder_name
 from maskzoo.cost import flops_per_image, shape_of, steps_of
 from maskzoo.defaults import settled
 from maskzoo.errors import DataError, MaskZooError, RecipeError
-from maskzoo.plain import FREE_KEYS, named, printable, rooted, same_place, shown, write_json
+from maskzoo.listing import Listing
+from maskzoo.plain import FREE_KEYS, named, rooted, same_place, shown, write_json
 from maskzoo.recipe import Recipe, make, parse, plain_of, put, put_beside, read, write
 from maskzoo.registry import Registry, nearest
 from maskzoo.schedules import set_up
@@ -169,13 +168,15 @@ def cells(base: Mapping[str, Any], maskers: str | None, vary: Sequence[str]) -> 
     return made
 
 
-def table(plan: Plan) -> Fitted:
+def table(plan: Plan) -> Listing:
     """The plan with its cost, as `--dry-run` prints it."""
-    rows = []
+    printed = Listing(
+        ("cell", "steps", "images", "GFLOPs an image", "FLOPs a run", "runs to do"), frozenset(range(1, 6))
+    )
     for row in plan.rows:
         jobs = [job for job in plan.jobs if job.cell == row.name]
         total = None if row.flops is None or row.images is None else row.flops * row.images
-        entries = (
+        printed.add(
             row.name + (" (baseline)" if row.name == plan.baseline else ""),
             "?" if row.steps is None else f"{row.steps:,}",
             "?" if row.images is None else f"{row.images:,}",
@@ -183,8 +184,7 @@ def table(plan: Plan) -> Fitted:
             "?" if total is None else f"{total:.3g}",
             f"{sum(not job.done for job in jobs)} of {len(jobs)}",
         )
-        rows.append([Text(printable(entry)) for entry in entries])
-    return Fitted(["cell", "steps", "images", "GFLOPs an image", "FLOPs a run", "runs to do"], rows)
+    return printed
 
 
 def _with_masker(base: Mapping[str, Any], text: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from maskzoo.sources import changes
 
 POINTS = 200  # of a curve, at most: the mean of as many steps each
 CURVES = ("loss", "factor", "ratio")
+STEP_OF_ITS_OWN = "strategy_grad_norm"  # which only a masker that learns has in metrics.jsonl
 
 
 @attrs.frozen(eq=False)
@@ -45,6 +46,7 @@ class Reading:
     memory: int | None  # the most bytes held at once while it trained
     flops: float | None  # of one image in training, where a comparison has counted them
     model: str = ""  # what a model that was not trained here is called; empty for a run
+    learns: bool = False  # whether its masker has learned something
     declared: dict[str, Metric] = attrs.field(factory=dict)  # what is declared about each score, in a comparison
 
     @property
@@ -121,6 +123,7 @@ def _run(path: Path, recipe: dict[str, Any]) -> Reading:
     speeds = [line["images_per_second"] for line in lines if is_number(line.get("images_per_second"))]
     batch = keys.get("train.batch_size", 0)
     steps = int(lines[-1]["step"]) + 1 if lines else 0
+    masker = named(recipe.get("masking", {}).get("strategy", "random"))
     home = rooted(recipe.get("data"))
     held = [attrs.evolve(entry, data=None) if entry.own or rooted(entry.data) == home else entry for entry in held]
     after = [entry for entry in held if entry.when == "after"]
@@ -145,6 +148,7 @@ def _run(path: Path, recipe: dict[str, Any]) -> Reading:
             (int(line["peak_memory_bytes"]) for line in lines if is_number(line.get("peak_memory_bytes"))), default=None
         ),
         flops=_counted(path),
+        learns=any(key == STEP_OF_ITS_OWN or key.startswith(f"{masker}/") for line in lines[:1] for key in line),
     )
 
 

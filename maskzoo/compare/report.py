@@ -13,14 +13,14 @@ from rich.text import Text
 
 from maskzoo.compare.cells import UNTRAINED, Comparison, gather
 from maskzoo.compare.citations import bibtex
-from maskzoo.compare.fitted import Fitted
 from maskzoo.compare.keeping import keep, refuse_foreign
 from maskzoo.compare.latex import latex
 from maskzoo.compare.names import chosen_scores, unknown_scores
 from maskzoo.compare.page import page
 from maskzoo.compare.strips import strips
-from maskzoo.compare.tables import SPREAD, Column, columns, markdown, results_csv, statistics_csv
+from maskzoo.compare.tables import SPREAD, Column, Entry, columns, markdown, results_csv, statistics_csv
 from maskzoo.errors import MaskZooError
+from maskzoo.listing import Listing
 from maskzoo.plain import json_text, printable, read_bytes
 
 PUBLISHED = frozenset(  # of environment.json; what is not named here may say who somebody is, and stays with the run
@@ -88,16 +88,21 @@ def tell(comparison: Comparison, out: Path, console: Console, scores: str = "") 
     table = [column for column in columns(comparison) if column.head != SPREAD]
     for score in chosen_scores(comparison, scores):  # what it took is in the report
         shown = [*table[:2], *(column for column in table if column.score == score)]
+        numbers = frozenset(place for place, column in enumerate(shown) if column.numbers)
+        printed = Listing([_head(column) for column in shown], numbers)
         console.print(f"\n{score}", style="bold", highlight=False, markup=False)
-        rows = [
-            [Text(printable(one.text), "bold" if one.bold else "") for one in (column.entries[row] for column in shown)]
-            for row in range(len(comparison.cells))
-        ]
-        texts = frozenset(at for at, column in enumerate(shown) if not column.numbers)
-        console.print(Fitted([_head(column) for column in shown], rows, texts))
+        for row in range(len(comparison.cells)):
+            printed.add(*(_printed(column.entries[row], printed) for column in shown))
+        console.print(printed)
     for remark in comparison.remarks:
         console.print(remark, style="yellow", highlight=False, markup=False)
     console.print(f"see {out / 'report.html'}", highlight=False, markup=False)
+
+
+def _printed(entry: Entry, table: Listing) -> Text:
+    """An entry as a terminal shows it: what is said in more than two words stands below, as a footnote."""
+    long = len(entry.text.split()) > 2 and not any(letter.isdigit() for letter in entry.text)
+    return Text(table.noted(entry.text) if long else printable(entry.text), style="bold" if entry.bold else "")
 
 
 def _files(

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from maskzoo.compare.cells import UNTRAINED, Comparison
 from maskzoo.compare.drawing import SOFT, Look, literal, looks, new_figure, short_names, titled
-from maskzoo.compare.findings import LEAST_PAIRS, verdict
+from maskzoo.compare.findings import verdict
 from maskzoo.compare.names import titles
+from maskzoo.compare.statistics import LEAST_PAIRS
 
 ROW, ABREAST = 0.27, 3  # inches of a row; panels side by side
 PANELS = {1: 4.6, 2: 3.6, 3: 2.9}  # inches of a panel, by how many stand side by side

@@ -11,6 +11,7 @@ from scipy import stats
 LEVEL = 0.95  # of every interval
 ALPHA = 1 - LEVEL
 FEW = 3  # pairs up to which an interval is so wide that it has to be said
+LEAST_PAIRS = 3  # below which a test has one degree of freedom or none, and nothing is called better by it
 
 
 @attrs.frozen
@@ -40,8 +41,8 @@ class Difference:
 
     @property
     def supported(self) -> bool:
-        """Whether the test, corrected, speaks for a difference at all."""
-        return self.adjusted is not None and self.adjusted < ALPHA
+        """Whether the test, corrected and of enough pairs, speaks for a difference at all."""
+        return self.pairs >= LEAST_PAIRS and self.adjusted is not None and self.adjusted < ALPHA
 
 
 def summarise(values: Sequence[float]) -> Summary:

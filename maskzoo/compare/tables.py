@@ -58,7 +58,9 @@ def columns(comparison: Comparison) -> list[Column]:
         summaries, differences = comparison.summaries(score), comparison.differences(score)
         leader = comparison.best(score)
         means = [
-            _mean(summaries.get(cell.name), factor, decimals, bold=cell.name == leader, runs=len(cell.runs))
+            _mean(summaries[cell.name], factor, decimals, bold=cell.name == leader, runs=len(cell.runs))
+            if cell.name in summaries
+            else Entry(_without(cell, score), note="no value")
             for cell in cells
         ]
         made.append(Column(head, means, score))
@@ -66,7 +68,11 @@ def columns(comparison: Comparison) -> list[Column]:
         if len(cells) > 1:
             tests = [(differences.get(cell.name), _untested(cell, comparison)) for cell in cells]
             made.append(Column("difference", [_gap(test, factor, decimals, none) for test, none in tests], score))
-            made.append(Column("p (Holm)", [_chance(test) for test, _ in tests], score))
+            chances = [
+                _chance(test) if cell.name in summaries else Entry(NONE)
+                for cell, (test, _) in zip(cells, tests, strict=True)
+            ]
+            made.append(Column("p (Holm)", chances, score))
     if comparison.flops:
         made.append(Column("GFLOPs an image", [_flops(comparison.flops.get(cell.name)) for cell in cells]))
     seen = [Entry(_same([run.images for run in cell.runs.values()]) if cell.trained else NONE) for cell in cells]
@@ -166,8 +172,14 @@ def how_to_read(comparison: Comparison) -> list[str]:
             f"correction over {'the one other cell' if count == 2 else 'all other cells that could be tested'}."
         )
         sentences.append(
-            "Bold is what a paired test supports as better than every other cell (Holm's correction over all pairs, "
-            "5 %)."
+            "Bold is what a paired test of at least three seeds supports as better than every other cell (Holm's "
+            "correction over all pairs, 5 %)."
+        )
+    unknown = [score for score in comparison.scores if comparison.better(score) is None]
+    if unknown:
+        sentences.append(
+            f"Which way is better is not declared for {', '.join(unknown)}, so no cell is called better by "
+            f"{'it' if len(unknown) == 1 else 'them'}."
         )
     sentences += not_trained_here(comparison)
     if any(run.memory is not None for cell in comparison.trained for run in cell.runs.values()):
@@ -214,9 +226,15 @@ def _no_formula(value: object) -> object:
     return f"'{text}" if text[:1] in FORMULA or text.lstrip()[:1] in FORMULA else text
 
 
-def _mean(summary: Summary | None, factor: float, decimals: int, *, bold: bool, runs: int) -> Entry:
-    if summary is None:
-        return Entry(NONE, note="not measured")
+def _without(cell: Cell, score: str) -> str:
+    """Why a cell has no value of a score, in a word."""
+    if any(score in run.scores for run in cell.runs.values()):
+        return "NaN"
+    evaluator = score.partition("/")[0].partition(" ")[0]
+    return "failed" if any(evaluator in run.problems for run in cell.runs.values()) else "unmeasured"
+
+
+def _mean(summary: Summary, factor: float, decimals: int, *, bold: bool, runs: int) -> Entry:
     text = f"{summary.mean * factor:.{decimals}f}"
     if summary.half is not None:
         text += f" ± {summary.half * factor:.{decimals}f}"
@@ -243,6 +261,8 @@ def _gap(test: Difference | None, factor: float, decimals: int, none: str) -> En
 def _chance(test: Difference | None) -> Entry:
     if test is None:
         return Entry(NONE)
+    if test.pairs == 0:
+        return Entry("no seed in common")
     if test.pairs < 2:
         return Entry("not enough seeds to tell")
     if test.adjusted is None:
