@@ -137,7 +137,7 @@ def move_model(
     session: Session, model_step: nn.Module, contexts: Sequence[MaskingContext], figures: Figures
 ) -> list[tuple[MaskingContext, Mask, Outcome]]:
     """The model's step: hide patches, rebuild, go down; what was made of each micro-batch, without its graph."""
-    made = []
+    made, losses = [], []
     for context in contexts:
         seed_draws(context, "model")
         with exchanging(model_step, now=context is contexts[-1]):
@@ -145,12 +145,13 @@ def move_model(
                 mask, outcome, loss, terms = model_step(context)
             session.mover.backward(loss / len(contexts))
         figures.add(terms)
+        losses.append(loss.detach())  # with that of joint learners
         if any(listens(strategy) for strategy, _ in session.strategy.active(context)):
             made.append((context, detached(mask), detached(outcome)))  # kept until it is known that the step was taken
         del mask, outcome, loss  # their memory is wanted by what follows
     refuse_unused(model_step)
     session.moved = True
-    figures.add({"grad_norm": session.mover.move(figures.mean("loss") + doubt(contexts))})
+    figures.add({"grad_norm": session.mover.move(torch.stack(losses).sum() + doubt(contexts))})
     return made
 
 

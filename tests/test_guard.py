@@ -183,6 +183,15 @@ def test_scores_of_one_micro_batch_are_enough():
     assert [line["skipped"] for line in figures] == [0, 1]
 
 
+def test_a_joint_loss_that_is_not_finite_is_noticed_where_its_gradient_is():
+    session = session_with(MADE_UP, {"use": "joint", "steps": []})
+    loss = session.strategy.loss
+    session.strategy.loss = lambda *given: loss(*given) + (math.nan if given[0].step == 1 else 0.0)
+    figures = list(train(session, random_batches(3)))
+    assert [line["skipped"] for line in figures] == [0, 1, 0]
+    assert "joint/loss is nan" in not_finite(figures[1])
+
+
 def test_a_learner_whose_soft_scores_alone_are_bad_rests_and_the_model_moves():
     session = session_with(MADE_UP, {"use": "alternate", "steps": []})
     scores = session.strategy.scores
