@@ -32,7 +32,7 @@ from maskzoo.build import (
 )
 from maskzoo.data.batches import steps_in_epoch
 from maskzoo.defaults import settled
-from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.listing import Listing
 from maskzoo.probe import explaining, reached_by_gradient, refuse_unreached
 from maskzoo.protocols import CurriculumSchedule, MaskingContext, Sample, Strategy
@@ -307,6 +307,13 @@ class _Accounts:
         self._settled = total
 
 
+class _NoExtras(dict[str, Tensor]):
+    """The side data of images that are not there: whoever asks cannot be counted, and has made no mistake."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise DataError(f"what looks at context.extras['{name}'] cannot be counted without the data")
+
+
 @attrs.frozen(eq=False)
 class _Step:
     """The parts of a step, made but never trained."""
@@ -326,6 +333,7 @@ class _Step:
         return attrs.evolve(
             context,
             index=torch.arange(BATCH, device=self.images.device),
+            extras=_NoExtras(),
             teacher=None if self.teacher is None else self.teacher.module,  # type: ignore[arg-type]  # an objective
             least_hidden=least[0],
             least_shown=least[1],

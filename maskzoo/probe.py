@@ -16,13 +16,14 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from maskzoo.blame import names_used, owner_of, plugin_error
+from maskzoo.blame import names_used, owner_of, plugin_error, titled
 from maskzoo.engine import Engine
 from maskzoo.errors import ContractError, PluginError
 from maskzoo.protocols import Batch, MaskingContext
 from maskzoo.train import LearnerStep, ModelStep, alternate_learners
 
 PROBED = 2  # images; a loss over pairs of images needs two
+ROUNDING = 1e-3  # of half precision
 LOOKS = 11  # moments of the run at which it is seen who would take part
 ABSENT = {  # what is None where it was not asked for -> the names by which a plugin would have looked at it
     "teacher": {"teacher"},
@@ -69,8 +70,23 @@ def _step(
                 if learner in alternate_learners(strategy):
                     with engine.autocast():
                         loss, _ = LearnerStep(learner).train()(seen)
+                        _check_chances(learner, seen)
                     reached |= _reached([learner], loss)
     refuse_unreached(objective, strategy, reached)
+
+
+@torch.no_grad()
+def _check_chances(learner: Any, context: MaskingContext) -> None:
+    """Raise ContractError where an "alternate" learner's soft mask hides by less than nothing, or more than all."""
+    visibility = learner.soft_mask(context).visibility
+    if visibility is None:
+        return
+    low, high = (1 - visibility).aminmax()
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ContractError(
+            f"{titled('strategy', learner)} gave scores between {low:.3g} and {high:.3g}; those of a learner with a "
+            "step of its own are chances of hiding, in [0, 1], e.g. of a sigmoid"
+        )
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from maskzoo.gallery import Gallery, whole_images
 from maskzoo.loggers.several import Loggers
 from maskzoo.measuring import Measuring
 from maskzoo.memory import PeakMemory
-from maskzoo.plain import json_text, replace
+from maskzoo.plain import json_text, named, replace
 from maskzoo.probe import noise_batch
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.provenance import clashes, facts
@@ -41,6 +41,7 @@ from maskzoo.recipe import Recipe, check_readable, describe, make
 from maskzoo.registry import Registry
 from maskzoo.signals import Work, as_typed, listening
 from maskzoo.train import MODEL_FIGURES, Session, finite, train
+from maskzoo.trained import origin_of
 
 TRACEBACK_FILE = "traceback.txt"  # of a plugin's bug, in the run's folder
 LOWER = 0.5  # what the rates are multiplied by when a run goes back
@@ -93,14 +94,19 @@ def _run(
     recipe = settled(recipe, len(dataset.train), processes.world() * recipe.train.accumulate)
     in_epoch = steps_in_epoch(dataset, recipe.train.batch)
     resuming = resume and out is not None and bool(checkpoint.found(RunFolder(out).checkpoints))
-    session = build(
-        recipe,
-        dataset,
-        registry,
-        steps_in_epoch=in_epoch,
-        resuming=resuming,
-        trial=functools.partial(_trial_images, dataset),
-    )
+    try:
+        session = build(
+            recipe,
+            dataset,
+            registry,
+            steps_in_epoch=in_epoch,
+            resuming=resuming,
+            trial=functools.partial(_trial_images, dataset),
+        )
+    except RecipeError as problem:
+        if not resume or out is None or "no strategy named" not in str(problem):
+            raise
+        raise RecipeError(f"{problem}{origin_of(out, named(recipe.masking.strategy))}") from problem
     if session.device.type == "cpu":
         keep_memory()
     evaluators, loggers = (

@@ -91,12 +91,12 @@ def _masker(path: Path, recipe: Recipe, objective: Any, state: Mapping[str, Any]
             set_up_module("recipe.masking.strategy", made, objective)
         made.load_state_dict(state)
     except (MaskZooError, RuntimeError, KeyError) as problem:
-        origin = _origin(path, named(recipe.masking.strategy))
+        origin = origin_of(path, named(recipe.masking.strategy))
         raise RecipeError(f"the masker of the run '{path}' cannot be rebuilt: {problem}{origin}") from problem
     return made.eval()
 
 
-def _origin(path: Path, masker: str) -> str:
+def origin_of(path: Path, masker: str) -> str:
     """From which distribution a run had its masker, as its environment.json says."""
     try:
         environment = read_json(path / "environment.json", missing={})

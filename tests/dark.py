@@ -11,6 +11,7 @@ import attrs
 
 from maskzoo import Registry
 
+INSTALLED = Registry()
 HEAD = """
 import attrs, dataclasses, torch
 import numpy as np
@@ -64,6 +65,5 @@ def registry_with(source: str, **hooks: str) -> tuple[Registry, types.ModuleType
         for hook, classes in (hooks or {"strategies": "Bad"}).items()
     )
     module = module_of(f"{textwrap.dedent(source)}\n{offered}")
-    installed = Registry()
     dark = Point("dark", module, Distribution("maskzoo-dark", "0.1"))
-    return Registry([*installed._points, dark]), module
+    return Registry([*INSTALLED._points, dark]), module

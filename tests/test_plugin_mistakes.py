@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from dark import registry_with
 from helpers import noise_images, random_batches, same_state, state_of, tiny_recipe
 
-from maskzoo import ContractError, MaskZooError, RecipeError
+from maskzoo import ContractError, DataError, MaskZooError, RecipeError, Registry
 from maskzoo.build import build
 from maskzoo.cost import flops_per_image
 from maskzoo.gallery import whole_images
@@ -88,6 +89,7 @@ MISTAKES = {  # source -> words that the message has besides the plugin's distri
         plain("def mask(self, context):\n    return Mask.hide_top(context.noise()[:1], context.count)"),
         "[1, 64]",
     ),
+    "scores that are no chances": (learner("return mask.scores.mean()").replace(".sigmoid()", ".mul(100)"), "in [0, 1]"),
     "a loss of nothing": (learner("pass"), "nothing (None)"),
     "a loss that is a float": (learner("return 1.0"), "a float"),
     "a loss that is a vector": (learner("return mask.scores.mean(1)"), "its mean"),
@@ -136,6 +138,7 @@ def built(registry, strategy: Any = "dark", **sections: Any):
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
+@pytest.mark.sampled(16)
 def test_a_maskers_mistake_is_told_before_anything_is_measured(kind: str):
     source, words = MISTAKES[kind]
     registry, module = registry_with(source)
@@ -281,6 +284,7 @@ def test_trying_out_leaves_no_trace(more: str):
 
 
 @pytest.mark.parametrize("strategy", ["random", "attmask", {"use": "clmae", "depth": 1}, {"use": "mix", "parts": ["random", "attmask"]}])  # fmt: skip
+@pytest.mark.sampled(2)
 def test_a_run_is_the_same_to_the_bit_whether_or_not_it_was_tried_out(strategy: Any):
     dataset = noise_images()
     registry = registry_with("class Bad(Strategy):\n    name = 'dark'\n")[0]
@@ -384,3 +388,14 @@ def test_a_mistake_while_training_is_told_with_the_plugin():
         list(train(session, random_batches(2)))
     assert not session.moved
     assert session.step == 1
+
+
+def test_what_looks_at_side_data_is_no_mistake_where_the_data_are_not_there():
+    registry, _ = registry_with(ranked("return context.extras['parts']"))
+    with pytest.raises(DataError, match="parts"):
+        flops_per_image(tiny_recipe("dark", data="digits"), registry)
+
+
+def test_an_entry_point_with_a_hyphen_is_told_as_such():
+    (sentence,) = Registry([EntryPoint("dark", "maskzoo-dark", "maskzoo")]).broken()
+    assert "'maskzoo-dark' is no module" in sentence

@@ -222,6 +222,8 @@ def _row(name: str, plain: Mapping[str, Any], registry: Registry) -> Row:
         steps = steps_of(recipe, shape)
         try:
             flops = flops_per_image(recipe, registry, shape).total
+        except DataError:  # it looks at side data that only a run has
+            flops = None
         except MaskZooError:
             raise
         except Exception:  # a plugin's code on images without values: it may yet train

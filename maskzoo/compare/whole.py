@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def compare_all(
     if dry_run:
         made = planned_now()
         console.print(table(made))
+        _tell_clashes(made, registry, console)
         if any(row.steps is None for row in made.rows) and equal == "time":
             console.print("the steps of the others are known when their speed has been measured")
         return
@@ -82,6 +84,7 @@ def compare_all(
             made = planned_now()
             refuse_others(out, made.paths, another=replace)  # before hours are spent
             console.print(table(made))
+            _tell_clashes(made, registry, console)
             failures = train_missing(
                 made,
                 registry,
@@ -111,6 +114,14 @@ def _resume(out: Path, jobs: int, devices: str, launcher: str, launch: Sequence[
     options = ["--jobs", str(jobs)] * (jobs > 1) + ["--devices", devices] * bool(devices)
     options += ["--launcher", launcher] * (launcher != "local")
     return as_typed(["compare", "--out", str(out), *options, *(text for one in launch for text in ("--launch", one))])
+
+
+def _tell_clashes(made: Plan, registry: Registry, console: Console) -> None:
+    """Say which maskers of the cells are offered by other plugins too, and whose are trained."""
+    starts = tuple(f"strategy '{re.split('[+@: ]', row.name)[0]}' is offered by " for row in made.rows)
+    for sentence in registry.clashes():
+        if sentence.startswith(starts):
+            console.print(sentence, style="yellow", highlight=False, markup=False)
 
 
 def _settings(launch: Sequence[str], launcher: str) -> dict[str, Any]:
