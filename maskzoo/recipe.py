@@ -510,7 +510,8 @@ class _Maker:
                 continue
             try:
                 values[name] = self.converter.structure(table[name], field.type or Any)
-                _refuse_unwritable(table[name], finite=True)
+                # A class may mean NaN or infinity by its own default, which a resolved recipe then says.
+                _refuse_unwritable(table[name], finite=not same(table[name], field.default))
             except Exception as problem:
                 problems[name] = problem
         for name in sorted(str(key) for key in table.keys() - fields.keys()):
