@@ -167,7 +167,7 @@ def _change_masking(plain: dict[str, Any], given: Mapping[str, Any], registry: R
             note(f"--masker {given['masker']}: it follows no curriculum, so the recipe's is left out")
     for option, key in (("schedule", "curriculum"), ("ratio", "ratio")):
         if option in given:
-            value = parse(given[option])
+            value = parse(given[option], f"--{option}: the value")
             masking[key] = _same_schedule(masking.get(key), value, registry)
 
 
@@ -201,7 +201,7 @@ def _set(plain: dict[str, Any], setting: str, registry: Registry) -> None:
                 known = f"; the recipe has no such evaluator, add it with --set 'evaluation=[\"{section}\"]'"
                 hint = known if kind == "evaluator" else f"; the options of a {kind} are at {PLACES[kind]}.{option}"
                 raise RecipeError(f"--set {key}: no such key{hint}")
-    put_beside(plain, key, parse(value))
+    put_beside(plain, key, parse(value, f"recipe.{key}: the value"))
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers

@@ -360,13 +360,13 @@ def suits(value: Any, wanted: Any) -> bool:
     return True
 
 
-def parse(text: str) -> Any:
+def parse(text: str, where: str = "the value") -> Any:
     """A value as TOML writes it (numbers, true, lists, tables), or else the text itself.
 
-    Raises DataError for a number that needs more than 64 bits, and for what is nested too deeply.
+    Raises DataError, beginning with `where`, for a number beyond 64 bits, and for what is nested too deeply.
     """
     try:
-        table = parse_toml(f"value = {text}", "the value")
+        table = parse_toml(f"value = {text}", where)
     except DataError as problem:
         if " is not valid TOML" not in str(problem):
             raise

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from maskzoo.errors import ContractError
 from maskzoo.evaluation.options import Images, an_amount, at_most
 from maskzoo.metrics import Metric, accuracy
 from maskzoo.protocols import Dataset, Encoder, Need, define
@@ -23,7 +22,7 @@ TRAINING = 2**16  # training images, of those at the most
 Distance = Literal["cosine", "euclidean"]
 Weighting = Literal["similarity", "plain"]
 
-USUAL = 20  # neighbours, or all images where these are fewer
+MOST_NEIGHBOURS = 10**6
 
 
 @define
@@ -37,7 +36,7 @@ class KNearestNeighbours:
     name: ClassVar[str] = "knn"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
 
-    k: int | tuple[int, ...] = USUAL  # neighbours that vote; each of several is a measurement of its own
+    k: int | tuple[int, ...] = 20  # neighbours that vote; each of several is a measurement of its own
     # of the similarity's weights; low: the nearest decide
     temperature: float = attrs.field(default=0.07, validator=attrs.validators.gt(0))
     images: Images = attrs.field(default=10_000, validator=an_amount)  # images of each split, at most
@@ -47,6 +46,8 @@ class KNearestNeighbours:
     def __attrs_post_init__(self) -> None:
         if not self._sizes or min(self._sizes) < 1 or len(set(self._sizes)) < len(self._sizes):
             raise ValueError(f"k: must be at least 1, and no number twice, got {self.k}")
+        if max(self._sizes) > MOST_NEIGHBOURS:
+            raise ValueError(f"k: must be at most {MOST_NEIGHBOURS:,}, got {self.k}")
         if self.metric == "euclidean" and self.weighting == "similarity":
             raise ValueError("weighting: votes are weighted by cosine similarity; with metric 'euclidean' use 'plain'")
 
@@ -65,8 +66,6 @@ class KNearestNeighbours:
         test, truth = encoder.features(dataset.test, at_most(self.images))
         if labels is None or truth is None:
             return
-        if max(self._sizes) > max(len(train), USUAL):
-            raise ContractError(f"knn.k: {max(self._sizes)} neighbours are more than the {len(train)} training images")
         scores, neighbours = nearest(train, test, most=max(self._sizes), metric=self.metric, device=encoder.device)
         temperature = self.temperature if self.weighting == "similarity" else None
         for k in self._sizes:
