@@ -173,7 +173,7 @@ class Linear(Curve):
 
 @define
 class Cosine(Curve):
-    """Half a cosine wave from start to end: slow at both ends."""
+    """A cosine ramp from start to end: slow at both ends."""
 
     name: ClassVar[str] = "cosine"
 

@@ -69,6 +69,7 @@ def test_the_wheel_holds_the_package_the_plugins_and_the_licence_and_nothing_els
     metadata = f"maskzoo-{PROJECT['version']}.dist-info"
     assert {name.split("/")[0] for name in names} == {"maskzoo", metadata, *(f"{plugin}.py" for plugin in PLUGINS)}
     assert any(name.startswith(f"{metadata}/") and name.endswith("/LICENSE") for name in names)
+    assert "maskzoo/recipes/digits.toml" in names  # what `maskzoo train` runs by itself
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "maskzoo").rglob("*.py")}
     assert {name for name in names if name.startswith("maskzoo/") and name.endswith(".py")} == modules
 

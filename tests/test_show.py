@@ -166,7 +166,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest():
     assert "did you mean 'train.epochs'?" in result.stderr
 
 
-@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("columns", [40, 60, 80])
 @pytest.mark.parametrize("arguments", [["show", "recipe"], ["show", "knn"], ["show", "block"], ["list", "strategies"]])
 def test_nothing_is_cut_on_a_narrow_terminal(arguments: list[str], columns: int):
     output = maskzoo(*arguments, columns=columns).output
