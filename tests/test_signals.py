@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import tomli_w
 from helpers import noise_images, tiny_objective
 from PIL import Image
 from programs import ENVIRONMENT, Program, Starter, small_recipe, starter
+from test_recovery import process_of
 
 from maskzoo.errors import StoppedError
 from maskzoo.evaluation.features import WholeImages
@@ -212,6 +214,34 @@ def left(process: int, folder: Path) -> list[str]:
     return found
 
 
+@contextmanager
+def real_program(
+    arguments: list[Any], moment: Moment, folder: Path, *, processes: int = 1
+) -> Iterator[subprocess.Popen[str]]:
+    """A command in an interpreter of its own, or under torchrun, when it has reached the moment."""
+    start = folder / "start.py"
+    start.write_text(
+        f"import pausing\npausing.pause_at({moment.point!r}, {str(folder)!r}, **{moment.options!r})\n"
+        "from maskzoo.__main__ import main\nmain()\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    process = subprocess.Popen(
+        [sys.executable, *(launcher if processes > 1 else []), start, *map(str, arguments)],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )  # fmt: skip
+    try:
+        while not (folder / "here").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        yield process
+    finally:
+        for still in left(process.pid, folder):
+            with suppress(ProcessLookupError):
+                os.kill(int(still.partition(":")[0]), signal.SIGKILL)
+        process.wait()
+
+
 def assert_ended(program: Program, folder: Path) -> str:
     """Code 75, one message at the end, and no process left; the message."""
     assert program.wait(PATIENCE).code == 75, program.words
@@ -344,22 +374,34 @@ def test_the_interpreter_ends_in_silence_too(command: str, workers: int, tmp_pat
     """A generator that outlives the handlers of signals, or a worker that nobody ends, shows only when Python ends."""
     moment = OF_EVALUATORS[0]
     arguments = arguments_of(command, moment, workers, tmp_path, trained)
-    start = f"import pausing; pausing.pause_at({moment.point!r}, {str(tmp_path)!r}, **{moment.options!r})"
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{start}; from maskzoo.__main__ import main; main()", *map(str, arguments)],
-        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-    )  # fmt: skip
-    while not (tmp_path / "here").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    (tmp_path / "on").touch()
-    _, errors = process.communicate(timeout=PATIENCE)
+    with real_program(arguments, moment, tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        (tmp_path / "on").touch()
+        _, errors = process.communicate(timeout=PATIENCE)
     assert [line for line in errors.splitlines() if ACKNOWLEDGED not in line] == [errors.splitlines()[-1]]
     assert errors.splitlines()[-1].startswith("Stopped while" if command == "evaluate" else "Stopped before")
     assert process.returncode == 75
     assert left(process.pid, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(OF_EVALUATORS[0], marks=pytest.mark.slow),
+        pytest.param(OF_EVALUATORS[2], marks=pytest.mark.long),
+        pytest.param(OF_EVALUATORS[6], marks=pytest.mark.long),
+    ],
+    ids=lambda one: one.name,
+)
+def test_two_processes_leave_an_evaluation_together(moment: Moment, tmp_path: Path):
+    arguments = arguments_of("train", moment, 0, tmp_path, {"reconstruct": tmp_path})
+    with real_program(arguments, moment, tmp_path, processes=2) as launcher:
+        os.kill(process_of(1, launcher.pid), signal.SIGTERM)
+        (tmp_path / "on").touch()
+        _, errors = launcher.communicate(timeout=PATIENCE)
+        assert left(launcher.pid, tmp_path) == []
+    (last,) = [line for line in errors.splitlines() if line.startswith("Stopped")]
+    assert last.startswith("Stopped before the first step, while it was evaluated. Resume with: torchrun ")
 
 
 def test_a_batch_of_an_evaluation_is_not_waited_for():
