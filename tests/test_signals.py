@@ -433,6 +433,24 @@ def test_what_an_evaluator_leaves_half_read_is_closed():
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
+def test_workers_that_an_error_keeps_alive_do_not_outlive_the_program(tmp_path: Path):
+    (tmp_path / "leak.py").write_text(
+        "from helpers import noise_images\n"
+        "from maskzoo.data.batches import batches\n"
+        "kept = batches(noise_images(count=8), size=(32, 32), batch_size=2, seed=0, start=0, steps=9, workers=2)\n"
+        "next(kept)\n"
+        "raise SystemExit(3)\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "leak.py"],
+        env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (3, "")
+    assert left(-1, tmp_path) == []
+
+
 def test_handlers_are_put_back_when_a_command_ends():
     before = [signal.getsignal(number) for number in SIGNALS]
     with ending(["list"]):

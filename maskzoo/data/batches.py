@@ -14,8 +14,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
 import attrs
 import torch
@@ -295,12 +296,28 @@ def _dead_worker(text: str) -> DataError:
 
 def loaded(loader: torch.utils.data.DataLoader[T]) -> Generator[T, None, None]:
     """What the loader gives; DataError where a worker dies or shared memory runs out. No worker outlives it."""
+    opened = _loaded(loader)
+    _open.add(opened)
+    return opened
+
+
+_open: WeakSet[Generator[Any, None, None]] = WeakSet()
+
+
+@atexit.register  # after multiprocessing's, which is imported above, so before it
+def _close_all() -> None:
+    """End the workers that an error keeps alive to the last: they hold SIGTERM back, and Python would wait for ever."""
+    for opened in list(_open):
+        with suppress(ValueError, RuntimeError):  # it is at work in a thread of its own
+            opened.close()
+
+
+def _loaded(loader: torch.utils.data.DataLoader[T]) -> Generator[T, None, None]:
     others = set(multiprocessing.active_children())
     iterator: Iterator[T] | None = None
     try:
         with signals_held() if loader.num_workers else nullcontext():  # its workers are started here
             iterator = iter(loader)
-        _started.update(worker.pid for worker in set(multiprocessing.active_children()) - others)
         yield from iterator
     except Exception as error:
         if loader.num_workers:
@@ -319,7 +336,6 @@ def loaded(loader: torch.utils.data.DataLoader[T]) -> Generator[T, None, None]:
             for worker in workers:
                 # After the death of one the others may wait for ever, deaf to SIGTERM, and the program's end for them.
                 worker.kill()
-            _started.difference_update(worker.pid for worker in workers)
 
 
 @contextmanager
@@ -341,17 +357,6 @@ def _killed_after(seconds: float, workers: Iterable[multiprocessing.process.Base
         yield
     finally:
         timer.cancel()
-
-
-def _kill_workers() -> None:
-    """Kill the loaders' workers that an error has kept alive: they hold SIGTERM back, and Python's exit would wait."""
-    for worker in multiprocessing.active_children():
-        if worker.pid in _started:
-            worker.kill()
-
-
-_started: set[int | None] = set()  # the workers' processes
-atexit.register(_kill_workers)  # after multiprocessing's, which is imported above, so before it
 
 
 @contextmanager
