@@ -15,14 +15,14 @@ from rich.console import Console
 from maskzoo.build import described, make_backbone
 from maskzoo.data.folder import STATISTICS
 from maskzoo.engine import choose_device
-from maskzoo.errors import MaskZooError, RecipeError, StoppedError
+from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import MAX_BROKEN, Statistics, WholeImages
 from maskzoo.evaluation.measure import measured
 from maskzoo.evaluation.options import words_of
 from maskzoo.flags import backbone_of
 from maskzoo.folder import RunFolder
 from maskzoo.listing import Listing
-from maskzoo.measured import Measured
+from maskzoo.measured import Measured, refuse_foreign
 from maskzoo.metrics import printed
 from maskzoo.protocols import Dataset, Pooling
 from maskzoo.recipe import Recipe, Use, describe, make, parse, plain_of, put, read
@@ -106,6 +106,10 @@ def evaluate_backbone(
         raise RecipeError("--weights and --pretrained: the weights can come from one place only")
     if (out / "recipe.toml").exists():
         raise RecipeError(f"--out: '{out}' is a run, whose figures are its own; choose another folder")
+    try:
+        refuse_foreign(out / "evaluation.json")
+    except DataError as problem:
+        raise RecipeError(f"--out: {problem}; choose another folder") from None
     plain: dict[str, Any] = {
         "data": "digits" if wishes.data is None else wishes.data,
         "backbone": backbone_of(name, registry),

@@ -123,6 +123,15 @@ def read(path: Path, *, strict: bool = False) -> dict[str, Any]:
         raise DataError(f"'{path}' cannot be read: it is of another format ({problem})") from None
 
 
+def refuse_foreign(path: Path) -> None:
+    """Raise DataError where there is an evaluation.json that holds something else than measurements."""
+    held = read_json(path, missing=None, finite=False)
+    listed = None if held is None else held.get(ENTRIES)
+    ours = isinstance(listed, list) and held.keys() <= {ENTRIES, MOMENTS} and all(map(_entry, listed))
+    if held is not None and not (ours and listed):
+        raise DataError(f"'{path}' holds something else than measurements, and nothing is overwritten")
+
+
 def entries(held: Mapping[str, Any]) -> list[Measured]:
     """The measurements of a file; what has not the form of one is passed over."""
     found = [_entry(entry) for entry in held.get(ENTRIES, [])]

@@ -25,6 +25,7 @@ import maskzoo.export
 import maskzoo.run
 from maskzoo import Recipe, checkpoint
 from maskzoo.errors import MaskZooError, RecipeError
+from maskzoo.evaluate import Wishes, evaluate_backbone
 from maskzoo.folder import RunFolder
 from maskzoo.recipe import read
 from maskzoo.records import gaps
@@ -373,3 +374,14 @@ def test_an_export_removes_and_replaces_nothing_that_appears_while_it_works(
     with pytest.raises(MaskZooError, match="cannot be written"):
         maskzoo.export.export(model, "safetensors", tmp_path / "two")
     assert contents(tmp_path) == {"one.part/mine.txt": b"mine", "two/config.json": b"mine"}
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+@pytest.mark.parametrize(
+    "theirs", ['{"mine": 1}', "[]", "{}", '{"evaluations": ["mine"]}', '{"evaluations": [], "a": 1}']
+)
+def test_an_evaluation_of_somebody_else_is_refused_before_anything_is_measured(theirs: str, tmp_path: Path):
+    (tmp_path / "evaluation.json").write_text(theirs)
+    with pytest.raises(RecipeError, match=r"--out: .*evaluation\.json'.*choose another folder"):
+        evaluate_backbone("vit_tiny_patch16_224", None, False, tmp_path, Wishes(), REGISTRY, Console(quiet=True))
+    assert (tmp_path / "evaluation.json").read_text() == theirs
