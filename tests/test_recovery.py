@@ -588,7 +588,7 @@ class Limited:
     def __init__(self, file): self.file = file
     def __getattr__(self, name): return getattr(self.file, name)
     def write(self, text):
-        if self.file.tell() + len(text) > {limit}:
+        if self.file.path.exists() and self.file.path.stat().st_size + len(text) > {limit}:
             raise OSError(errno.ENOSPC, "No space left on device")
         return self.file.write(text)
 f.RunFolder.metrics = metrics
