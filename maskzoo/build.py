@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +278,7 @@ def make_mover(
 def make_backbone(use: Use, dataset: Dataset, registry: Registry) -> Backbone:
     """The backbone of a recipe, fitted to the data's channels and size; a timm name finds its adapter by itself."""
     path = "recipe.backbone"
-    table = {"use": use} if isinstance(use, str) else dict(use) if not isinstance(use, float | int) else {}
+    table = {"use": use} if isinstance(use, str) else dict(use) if isinstance(use, Mapping) else {}
     if "timm" not in table and isinstance(table.get("use"), str) and table["use"] not in registry.classes("backbone"):
         table["timm"] = table.pop("use")  # a timm model is named as shortly as anything else
     if "use" not in table:
