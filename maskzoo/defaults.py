@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 import attrs
 
+from maskzoo.plain import parse_toml
 from maskzoo.recipe import Recipe, Use
 
 MOST = 256  # images of a batch
@@ -52,4 +52,6 @@ def _filled(given: Use | None, usual: Use) -> Use:
 
 def packaged(name: str) -> dict[str, Any]:
     """The plain values of a recipe that comes with MaskZoo."""
-    return tomllib.loads((files("maskzoo") / "recipes" / f"{name}.toml").read_text(encoding="utf-8"))
+    return parse_toml(
+        (files("maskzoo") / "recipes" / f"{name}.toml").read_text(encoding="utf-8"), f"the recipe '{name}'"
+    )

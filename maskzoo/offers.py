@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import attrs
 
 from maskzoo.blame import owner_of
-from maskzoo.errors import PluginError
+from maskzoo.errors import DataError, PluginError
+from maskzoo.plain import parse_toml
 from maskzoo.words import indefinite, likely, nearest
 
 Kind = Literal["strategy", "schedule", "backbone", "objective", "dataset", "evaluator", "logger"]
@@ -106,8 +106,8 @@ def known_kind(cls: type) -> Kind | None:
 def _is_text(name: str) -> bool:
     """Whether the command line would take a name for a text, and not for a number or true."""
     try:
-        tomllib.loads(f"value = {name}")
-    except tomllib.TOMLDecodeError:
+        parse_toml(f"value = {name}", name)
+    except DataError:
         return True
     return False
 

@@ -499,7 +499,8 @@ def photos(folder: Path) -> Path:
     return folder / "photos"
 
 
-TINY = [*SMALL, "--set", "train.steps=2", "--batch-size", "4"]
+DECODER = ["--set", "objective.decoder_dim=16", "--set", "objective.decoder_depth=1"]
+TINY = [*SMALL, *DECODER, "--set", "train.steps=2", "--batch-size", "4"]
 
 
 def test_two_steps_leave_a_run_where_it_was_asked_for(folder: Path, photos: Path):

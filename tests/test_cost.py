@@ -229,7 +229,7 @@ def test_the_classes_of_data_that_are_not_here_are_told_by_the_objective(tmp_pat
     [
         ({"use": "cifar10", "bogus": 3}, r"recipe\.data\.bogus: no such key"),
         ("fashion-mnist:a:b", "gives 2 values, but 'fashion-mnist' has 1 options"),
-        ({**GONE, "size": 0}, r"recipe\.data\.size: must be at least 1 pixel, got 0 x 0"),
+        ({**GONE, "size": 0}, r"recipe\.data\.size: must be between 1 and 32768 pixels a side, got 0"),
         ({**GONE, "size": [32]}, r"recipe\.data\.size: expected a whole number or 2 values, got \[32\]"),
         ({**GONE, "size": "big"}, r"recipe\.data\.size: expected a whole number or 2 values, got 'big'"),
         ({"use": "timm", "channels": 2}, r"recipe\.data: .channels. must be in \(1, 3, 4\)"),

@@ -363,6 +363,7 @@ def test_pretrained_weights_are_brought_to_the_size_by_timm(
     torch.save(own.state_dict(), tmp_path / "weights.pth")
     create = functools.partial(timm.create_model, pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")})
     monkeypatch.setattr(timm, "create_model", create)  # nothing is fetched in tests
+    monkeypatch.setattr("maskzoo.backbones.adapter.refuse_unreachable", lambda name: None)
     backbone = SwinBackbone(
         timm=case.timm,
         image_size=case.size,
