@@ -1,7 +1,8 @@
 """What the options of the command line make of a recipe, for every command that takes a recipe.
 
-A name that the recipe has already changes nothing: its options stay. Another name takes over the options that its
-class has too, and `note` says which were left out.
+A name that the recipe has already changes nothing: its options stay. Another backbone or objective takes over the
+options that its class has too; another masker takes over none, since the same word means something else there, as in
+a comparison. `note` says which were left out.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def _with_use(old: Any, new: str, kind: Kind, registry: Registry, note: Note) ->
     if named(old) == named(new):
         return {**before, **after} if isinstance(old, Mapping) or ":" in str(old) else new
     held = {key: value for key, value in before.items() if key not in ("use", *after)}
-    kept = _known(held, registry.find(kind, str(named(new))))
+    kept = {} if kind == "strategy" else _known(held, registry.find(kind, str(named(new))))
     _say_dropped(note, kind, str(named(new)), [key for key in held if key not in kept])
     return {**after, **kept} if kept else new
 
@@ -229,4 +230,4 @@ def _say_dropped(note: Note, kind: Kind, name: str, dropped: list[str]) -> None:
     if dropped:
         option = "masker" if kind == "strategy" else kind
         keys = ", ".join(f"{PLACES[kind].split('.')[-1]}.{key}" for key in dropped)
-        note(f"--{option} {name}: left out what means nothing there: {keys}")
+        note(f"--{option} {name}: left out what belongs to the recipe's own {option}: {keys}")

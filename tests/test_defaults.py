@@ -10,9 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import noise_images
+from made_up import registry_with
 from PIL import Image
 
-from maskzoo import Recipe, RecipeError, Registry
+from maskzoo import Recipe, RecipeError, Registry, Strategy, define
 from maskzoo.build import build, make_backbone
 from maskzoo.cli import main
 from maskzoo.cost import flops_per_image
@@ -200,10 +201,26 @@ def test_an_option_is_not_taken_over_where_its_value_is_none_there(tmp_path: Pat
     assert made["objective"] == "reconstruct"
 
 
-def test_parts_are_taken_over_from_one_composite_to_another(tmp_path: Path):
-    old = {"use": "mix", "parts": ["random", "block"], "weights": [1, 2]}
-    made = plain(recipe=written(tmp_path, masking={"strategy": old}), masker="union")
-    assert made["masking"]["strategy"] == {"use": "union", "parts": ["random", "block"]}
+@pytest.mark.parametrize(
+    ("old", "masker"),
+    [
+        ({"use": "mix", "parts": ["random", "block"], "weights": [1, 2]}, "union"),
+        ({"use": "attmask", "hints": 0.1}, "block"),
+        ({"use": "clmae", "depth": 5}, "clmae-of-another"),
+    ],
+)
+def test_another_masker_takes_no_option_over_and_says_which_are_left_out(old: dict, masker: str, tmp_path: Path):
+    @define
+    class Another(Strategy):
+        name = "clmae-of-another"
+        depth: int = 1
+
+    said: list[str] = []
+    given = {"recipe": written(tmp_path, masking={"strategy": old}), "masker": masker, "note": said.append}
+    assert changed(registry=registry_with(Another), settings=(), **given)["masking"]["strategy"] == masker
+    assert all(f"strategy.{key}" in said[0] for key in old.keys() - {"use"})
+    given["masker"] = f"{masker}:3"
+    assert changed(registry=registry_with(Another), settings=(), **given)["masking"]["strategy"] == f"{masker}:3"
 
 
 def test_a_curriculum_stays_with_a_masker_that_follows_one_and_goes_with_one_that_does_not(tmp_path: Path):
