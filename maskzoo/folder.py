@@ -42,6 +42,7 @@ from maskzoo.registry import Registry
 from maskzoo.sources import changes
 from maskzoo.train import Session
 
+CHECKPOINTED = "checkpointed"  # a key of environment.json, once there is a checkpoint
 INSTEAD = (
     "; a run cannot change them midway: set them back, or begin another run in another --out, where --weights can take "
     "what this one has learned"
@@ -83,6 +84,11 @@ class RunFolder:
                 f"--resume: the run in '{self.path}' is finished and its checkpoints are gone, so there is nothing to "
                 "resume; its metrics are kept; to train anew, choose another folder with --out"
             )
+        if self._had_checkpoint():
+            raise RecipeError(
+                f"--resume: the run in '{self.path}' had checkpoints, and they are gone, so there is nothing to "
+                "resume; put them back, or train anew in another folder with --out; its metrics are kept"
+            )
         if not (self.path / "recipe.toml").exists() and (self.path / "metrics.jsonl").exists():
             raise RecipeError(
                 f"--resume: the run in '{self.path}' has neither its recipe.toml nor a checkpoint; choose another "
@@ -92,7 +98,8 @@ class RunFolder:
     def refuse_another(self, recipe: Mapping[str, Any], registry: Registry) -> None:
         """Raise RecipeError if what is in this folder was made by another recipe, naming the keys that differ."""
         if (self.path / "recipe.toml").exists():
-            other = differing(read(self.path / "recipe.toml"), recipe, registry)
+            known = bool(checkpoint.found(self.checkpoints))  # which will know the images again, wherever they are
+            other = differing(read(self.path / "recipe.toml"), recipe, registry, moved=known)
             if other:
                 raise RecipeError(
                     f"--resume: the run in '{self.path}' is of another recipe: {'; '.join(other)}{INSTEAD}"
@@ -206,7 +213,7 @@ class RunFolder:
             if (
                 registry is not None
                 and isinstance(then, Mapping)
-                and (other := differing(then, session.recipe, registry))
+                and (other := differing(then, session.recipe, registry, moved=True))
             ):
                 raise RecipeError(f"--resume: '{path}' was made under another recipe: {'; '.join(other)}{INSTEAD}")
             checkpoint.load(session, state, path)
@@ -244,13 +251,26 @@ class RunFolder:
 
     def plugin_changes(self) -> list[str]:
         """A clause for each plugin whose code is no longer that with which the run was begun, or went on, so far."""
-        try:
-            environment = read_json(self.path / "environment.json", missing={})
-        except DataError:
-            return []
-        before = environment.get("changed") if isinstance(environment, dict) else None
+        environment = self._environment()
+        before = environment.get("changed")
         held = [str(one) for one in before] if isinstance(before, list) else []
-        return list(dict.fromkeys([*held, *changes(environment)])) if isinstance(environment, dict) else []
+        return list(dict.fromkeys([*held, *changes(environment)]))
+
+    def save(self, session: Session) -> None:
+        """Save a checkpoint, and remember that there was one: a run whose checkpoints are gone is not begun anew."""
+        checkpoint.save(session, self.checkpoints)
+        if processes.first() and not self._had_checkpoint():
+            write_json(self.path / "environment.json", {**self._environment(), CHECKPOINTED: True})
+
+    def _had_checkpoint(self) -> bool:
+        return self._environment().get(CHECKPOINTED) is True
+
+    def _environment(self) -> dict[str, Any]:
+        """What environment.json holds; nothing where it is not there or cannot be read."""
+        try:
+            return dict(read_json(self.path / "environment.json", missing={}))
+        except DataError:
+            return {}
 
     def describe(self, session: Session, registry: Registry, facts: Mapping[str, Any]) -> None:
         """Write the resolved recipe and what the run stands on; a resumed run keeps the recipe it began with.
@@ -263,11 +283,17 @@ class RunFolder:
             return
         if session.step < session.steps or not (self.path / "environment.json").exists():
             self._mark(session, registry, facts)  # first of all
-        if not (self.path / "recipe.toml").exists():
+        if not (self.path / "recipe.toml").exists() or self._data_moved(session.recipe):
             replace(self.path / "recipe.toml", write(session.recipe))
+
+    def _data_moved(self, recipe: Mapping[str, Any]) -> bool:
+        """Whether the images, which the checkpoint has known again, are elsewhere than recipe.toml says."""
+        there, here = (shown(plain).get("data.root") for plain in (read(self.path / "recipe.toml"), recipe))
+        return not same_place("data.root", there, here)
 
     def _mark(self, session: Session, registry: Registry, facts: Mapping[str, Any]) -> None:
         environment = {
+            **({CHECKPOINTED: True} if checkpoint.found(self.checkpoints) else {}),
             "generator": GENERATOR,
             "command": sys.argv,
             "process": os.getpid(),
@@ -348,8 +374,13 @@ class RunFolder:
             write_json(self.path / "evaluation.json", measured.added(self.evaluation(), new, moment))
 
 
-def differing(stored: Mapping[str, Any], recipe: Mapping[str, Any], registry: Registry) -> list[str]:
-    """A clause for each key in which a stored recipe and a session's differ, and that may not change midway."""
+def differing(
+    stored: Mapping[str, Any], recipe: Mapping[str, Any], registry: Registry, *, moved: bool = False
+) -> list[str]:
+    """A clause for each key in which a stored recipe and a session's differ, and that may not change midway.
+
+    A folder of data may have `moved` where something else knows its images again, as a checkpoint does.
+    """
     # Through Recipe, so that a key which is newer than that run has its default there; so have plugins' options,
     # save those that are None here and so not written.
     plain, here = plain_of(Recipe.from_plain(stored)), shown(recipe)
@@ -358,5 +389,7 @@ def differing(stored: Mapping[str, Any], recipe: Mapping[str, Any], registry: Re
     return [
         f"recipe.{key} is {quoted(there.get(key))} there and {quoted(here.get(key))} here"
         for key in sorted(there.keys() | here.keys())
-        if key.split("[")[0] not in FREE_KEYS and not same_place(key, there.get(key), here.get(key))
+        if key.split("[")[0] not in FREE_KEYS
+        and not same_place(key, there.get(key), here.get(key))
+        and not (moved and key == "data.root")
     ]

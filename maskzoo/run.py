@@ -90,7 +90,7 @@ def _run(
     stop_asked: Callable[[], bool],
 ) -> Path:
     # One process of a machine first: a data set may have to be fetched and unpacked.
-    dataset: Dataset = processes.first_on_machine(lambda: make(registry, "dataset", recipe.data, "recipe.data"))
+    dataset: Dataset = processes.first_on_machine(lambda: _dataset(recipe, registry, moved=resume))
     recipe = settled(recipe, len(dataset.train), processes.world() * recipe.train.accumulate)
     in_epoch = steps_in_epoch(dataset, recipe.train.batch)
     resuming = resume and out is not None and bool(checkpoint.found(RunFolder(out).checkpoints))
@@ -185,6 +185,18 @@ def _run(
     return folder.path
 
 
+def _dataset(recipe: Recipe, registry: Registry, *, moved: bool) -> Dataset:
+    """The data of the recipe, whose folder may have `moved` since the run began."""
+    try:
+        made: Dataset = make(registry, "dataset", recipe.data, "recipe.data")
+        return made
+    except (DataError, RecipeError) as problem:
+        root = recipe.data.get("root") if isinstance(recipe.data, Mapping) else None
+        if not moved or not isinstance(root, str) or Path(root).expanduser().exists():
+            raise
+        raise type(problem)(f"{problem}; if the data have moved, say where they are with --data") from problem
+
+
 def _trial_images(dataset: Dataset, size: tuple[int, ...], count: int) -> Batch:
     """Training images on which a step is tried out, or noise where they cannot be read."""
     try:
@@ -271,7 +283,7 @@ def _consume(
                 if due and (ending or not skipped):  # weights that lead nowhere must not push out good ones
                     if metrics.keep():  # the lines before a checkpoint must outlive it
                         _say(folder, "metrics.jsonl had been removed, and was written again", console)
-                    checkpoint.save(session, folder.checkpoints)
+                    folder.save(session)
                     kept.step, due = session.step, False
             started = time.perf_counter()  # pictures and checkpoints are not the speed of training
 
@@ -407,7 +419,7 @@ def _no_lost_step(session: Session, source: Source, folder: RunFolder) -> Iterat
             raise
         # Several processes would wait for each other in their step.
         if source.waiting and processes.world() == 1 and session.step > kept.step:
-            checkpoint.save(session, folder.checkpoints)
+            folder.save(session)
         if trouble is problem:
             raise
         raise trouble from problem
@@ -423,7 +435,7 @@ def _bug_in_step(
     if processes.first():
         replace(folder.path / TRACEBACK_FILE, "".join(traceback.format_exception(problem)))
     if not session.moved and processes.world() == 1 and session.step > kept.step:
-        checkpoint.save(session, folder.checkpoints)
+        folder.save(session)
     found = checkpoint.found(folder.checkpoints)
     left = f"; the last checkpoint is '{found[-1]}'" if found else ""
     return type(bug)(f"step {session.step}: {bug}{left}; the traceback is in '{folder.path / TRACEBACK_FILE}'")

@@ -16,6 +16,7 @@ import pytest
 import tomli_w
 import torch
 from helpers import REGISTRY
+from PIL import Image
 from programs import small_recipe
 from rich.console import Console
 from test_export import VIT, trained
@@ -105,8 +106,25 @@ def test_a_finished_run_without_checkpoints_is_not_wiped(finished: Path):
     assert contents(finished) == before
 
 
-def test_a_run_that_begins_anew_removes_what_it_had_drawn_and_nothing_else(finished: Path):
+def test_half_a_run_whose_checkpoints_are_gone_is_not_begun_anew(finished: Path):
     shutil.rmtree(finished / "checkpoints")
+    (finished / "evaluation.json").unlink()
+    before = contents(finished)
+    with pytest.raises(RecipeError, match="had checkpoints, and they are gone"):
+        resumed(finished)
+    assert contents(finished) == before
+
+
+def without_checkpoint(out: Path) -> None:
+    """Make a run one that was killed before its first checkpoint."""
+    shutil.rmtree(out / "checkpoints")
+    environment = json.loads((out / "environment.json").read_text())
+    del environment["checkpointed"]
+    (out / "environment.json").write_text(json.dumps(environment))
+
+
+def test_a_run_that_begins_anew_removes_what_it_had_drawn_and_nothing_else(finished: Path):
+    without_checkpoint(finished)
     left = {"measured": ["before"], "evaluations": [{"step": 6}]}
     (finished / "evaluation.json").write_text(json.dumps(left))
     (finished / "masks" / "step-00000099.png").write_text("of an earlier moment")
@@ -121,7 +139,7 @@ def test_a_run_that_begins_anew_removes_what_it_had_drawn_and_nothing_else(finis
 
 def test_a_run_of_before_the_mark_is_still_a_run(finished: Path):
     environment = json.loads((finished / "environment.json").read_text())
-    del environment["generator"]
+    del environment["generator"], environment["checkpointed"]
     (finished / "environment.json").write_text(json.dumps(environment))
     shutil.rmtree(finished / "checkpoints")
     (finished / "evaluation.json").unlink()
@@ -385,3 +403,42 @@ def test_an_evaluation_of_somebody_else_is_refused_before_anything_is_measured(t
     with pytest.raises(RecipeError, match=r"--out: .*evaluation\.json'.*choose another folder"):
         evaluate_backbone("vit_tiny_patch16_224", None, False, tmp_path, Wishes(), REGISTRY, Console(quiet=True))
     assert (tmp_path / "evaluation.json").read_text() == theirs
+
+
+# --------------------------------------------------------------------------------------------------------- moved data
+@pytest.fixture
+def of_photos(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """Photos, and a recipe that learns from them for two steps."""
+    (tmp_path / "photos").mkdir()
+    for number in range(24):
+        pixels = np.random.default_rng(number).integers(256, size=(32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    plain = small_recipe(steps=2, checkpoint_steps=1)
+    return tmp_path / "photos", {**plain, "data": {"use": "folder", "root": str(tmp_path / "photos")}, "evaluation": []}
+
+
+def test_a_run_is_resumed_where_its_data_are_now(of_photos: tuple[Path, dict[str, Any]], tmp_path: Path):
+    photos, plain = of_photos
+    out = tmp_path / "run"
+    run(out, plain)
+    (out / "checkpoints" / "step-00000002.pt").unlink()
+    elsewhere = photos.rename(tmp_path / "elsewhere")
+    with pytest.raises(MaskZooError, match="say where they are with --data"):
+        resumed(out)
+    there = {**read(out / "recipe.toml"), "data": {**read(out / "recipe.toml")["data"], "root": str(elsewhere)}}
+    assert "resumed at step 1" in run(out, there, resume=True)
+    assert read(out / "recipe.toml")["data"]["root"] == str(elsewhere)
+    assert "already finished" in resumed(out)  # without saying it again
+
+
+def test_other_images_are_not_taken_for_moved_ones(of_photos: tuple[Path, dict[str, Any]], tmp_path: Path):
+    photos, plain = of_photos
+    out = tmp_path / "run"
+    run(out, plain)
+    others = Path(shutil.copytree(photos, tmp_path / "others"))
+    (others / "3.png").rename(others / "other.png")
+    before = contents(out)
+    there = {**read(out / "recipe.toml"), "data": {**read(out / "recipe.toml")["data"], "root": str(others)}}
+    with pytest.raises(RecipeError, match="data have changed"):
+        run(out, there, resume=True)
+    assert contents(out) == before
