@@ -121,15 +121,17 @@ def words_of(problem: BaseException) -> str:
     return lines[-1] if "Traceback" in str(problem) else f"{type(problem).__name__}: {lines[0]}"
 
 
-def message_of(problem: MaskZooError) -> str:
-    """What the command line says of an error; after a plugin's bug, how to see where it came from.
+def message_of(problem: Exception, words: str = "") -> str:
+    """What the command line says of an error, its own text or other `words`, and after a bug how to see its origin.
 
     With the environment variable MASKZOO_TRACEBACK set, the whole traceback comes first.
     """
+    words = words or str(problem)
     if os.environ.get(TRACEBACK):
-        return "".join(traceback.format_exception(problem)) + "\n" + str(problem)
-    bug = isinstance(problem, PluginError) and problem.__cause__ is not None and "traceback" not in str(problem)
-    return f"{problem} ({TRACEBACK}=1 shows the traceback)" if bug else str(problem)
+        return "".join(traceback.format_exception(problem)) + "\n" + words
+    bug = isinstance(problem, PluginError) and problem.__cause__ is not None and "traceback" not in words
+    nowhere = isinstance(problem, OSError) and not problem.filename  # of no file: perhaps a bug
+    return f"{words} ({TRACEBACK}=1 shows the traceback)" if bug or nowhere else words
 
 
 @contextmanager

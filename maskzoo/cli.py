@@ -117,7 +117,7 @@ def _refusal(problem: Exception) -> Refusal | None:
         bug.__cause__ = problem
         return Refusal(message_of(bug))
     if isinstance(problem, OSError | EOFError | MemoryError):  # of files and machines, which the user can mend
-        return Refusal(_machine_words(problem))
+        return Refusal(message_of(problem, _machine_words(problem)))
     return None
 
 

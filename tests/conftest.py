@@ -6,6 +6,8 @@ import os
 
 # Two cores, several processes: threads that spin for each other cost more than they give.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -129,6 +129,7 @@ def test_prepare_of_a_photo_is_close_to_resizing_its_shorter_side_and_cropping()
 
 # ------------------------------------------------------------------------------------------------------ reproducibility
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.sampled(2)
 def test_batches_are_the_same_for_any_number_of_workers_and_from_any_start(workers: int) -> None:
     dataset = album(11, broken=[3])
     whole = some(dataset, steps=7)
@@ -267,6 +268,7 @@ def test_shares_of_a_step_of_a_stream_are_the_images_of_the_whole(world: int, ac
         assert same(gathered(river(60, shares=shares), world, accumulate, workers=3, **options), whole)
 
 
+@pytest.mark.slow
 def test_each_worker_reads_shares_of_its_own_and_none_twice() -> None:
     opened = multiprocessing.get_context("fork").Value("i", 0)
 

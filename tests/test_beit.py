@@ -27,7 +27,7 @@ from maskzoo.build import make_backbone
 from maskzoo.teacher import Teacher
 from maskzoo.train import train
 
-pytestmark = pytest.mark.sampled(5)
+pytestmark = pytest.mark.sampled(4)
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 GRID = (3, 4)

@@ -100,6 +100,7 @@ def test_rows_hold_what_is_promised(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.slow
 def test_a_precision_without_hardware_is_skipped_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

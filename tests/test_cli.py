@@ -105,6 +105,7 @@ def refused_training(*arguments: str) -> str:
         ("--set train.epochs=", "recipe.train.epochs: expected a whole number, got ''"),
     ],
 )
+@pytest.mark.sampled(8)
 def test_a_wrong_name_is_refused_with_its_path_and_the_nearest(arguments: str, sentence: str):
     assert refused_training(*arguments.split()).startswith(sentence)
 
@@ -408,6 +409,7 @@ def test_show_tells_of_required_options_and_of_those_without_any():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.sampled(3)
 def test_show_knows_everything_that_list_names(kind: str):
     for name in Registry().classes(kind):
         result = maskzoo("show", name)
@@ -526,6 +528,7 @@ def test_two_steps_leave_a_run_where_it_was_asked_for(folder: Path, photos: Path
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_runs_without_out_do_not_get_in_each_others_way(folder: Path, photos: Path):
     for _ in range(2):
         result = maskzoo("train", *TINY, "--data", "photos", "--set", "train.pictures=0", "--set", "evaluation=[]")
@@ -541,6 +544,7 @@ def test_a_run_that_is_resumed_under_another_recipe_is_refused_with_the_key(fold
     assert "recipe.masking.ratio.value is 0.75 there and 0.5 here" in sentence
 
 
+@pytest.mark.slow
 def test_a_path_with_brackets_is_printed_as_it_is(photos: Path):
     result = maskzoo("train", *TINY, "--data", "photos", "--out", "run[a]", "--set", "train.pictures=0")
     assert "into run[a]" in result.output

@@ -116,6 +116,7 @@ def half_textured(count: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("factor", "direction"), [(1.0, -1), (-1.0, 1)])
+@pytest.mark.sampled(1)
 def test_a_partner_lowers_the_reconstruction_loss_and_an_adversary_raises_it(factor: float, direction: int):
     """The masker trained alone, against a model that stays as it is, on images half flat and half textured."""
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ from maskzoo.engine import recompute
 from maskzoo.teacher import Teacher
 from maskzoo.train import train
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(3)
 
 SHALLOW = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 24)}
 NARROW = {"depths": (1, 1, 2, 1), "dims": (8, 8, 16, 16)}

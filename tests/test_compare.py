@@ -435,6 +435,7 @@ def test_latex_needs_no_alphabet_but_its_own(text: str, set_as: str):
     assert escaped(text) == set_as
 
 
+@pytest.mark.slow
 def test_a_name_with_dollars_is_no_formula(tmp_path: Path):
     paths = make_runs(tmp_path, CLEAR)
     report(tmp_path / "out", {path: "a $x$ $y" if "random" in path.name else "b_$^{" for path in paths})
@@ -558,6 +559,7 @@ def test_the_report_is_one_whole_page_that_loads_nothing(tmp_path: Path):
     assert "<strong>70.1" in text
 
 
+@pytest.mark.slow
 def test_beside_the_page_lies_all_that_it_takes_to_do_a_run_again(tmp_path: Path):
     paths = make_runs(tmp_path, CLEAR)
     out = tmp_path / "out"

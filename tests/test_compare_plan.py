@@ -185,6 +185,7 @@ def go(plan: Plan, **options: Any) -> list[str]:
 
 
 @pytest.mark.usefixtures("uncounted")
+@pytest.mark.slow
 def test_a_run_that_fails_is_said_and_the_others_go_on(tmp_path: Path):
     plan = made(tmp_path, "random,block", seeds="1")
     put(recipe := recipe_of(plan, "random"), "train.batch_size", 100_000)
@@ -275,6 +276,7 @@ def test_a_run_that_somebody_else_writes_to_is_waited_for(tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("uncounted")
+@pytest.mark.slow
 def test_whatever_one_run_throws_the_others_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plan = made(tmp_path, "random,block", seeds="1")
     run = launch.run
@@ -346,6 +348,7 @@ def test_runs_at_once_share_the_cores_unless_somebody_said_otherwise(monkeypatch
     assert launch.sharing_cores(2)["OMP_NUM_THREADS"] == "3"
 
 
+@pytest.mark.slow
 def test_a_speed_is_measured_once(tmp_path: Path):
     speed = launch.speed_of(tmp_path, REGISTRY, Console(quiet=True), "random", base())
     assert speed > 0

@@ -182,6 +182,7 @@ def test_a_published_model_stands_in_the_same_table(tmp_path: Path):
     assert results_csv(comparison).splitlines()[-1].startswith(f"{name},,{tmp_path / 'mae'},0.9,,")
 
 
+@pytest.mark.slow
 def test_a_report_on_a_published_model_is_whole(tmp_path: Path):
     paths = [*make_runs(tmp_path, {"random": [0.1, 0.2]}), model(tmp_path / "mae", entry({"top1": 0.9}))]
     report(tmp_path / "out", paths)
@@ -273,6 +274,7 @@ def test_another_number_of_threads_is_said(tmp_path: Path):
 
 
 # ------------------------------------------------------------------------------------------------------- from real runs
+@pytest.mark.slow
 def test_two_evaluators_of_one_name_both_have_their_figures(tmp_path: Path):
     euclidean = {"use": "knn", "k": 5, "metric": "euclidean", "weighting": "plain"}
     recipe = {

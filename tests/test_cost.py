@@ -70,6 +70,7 @@ def test_a_teacher_is_not_asked_by_a_strategy_that_is_neutral(monkeypatch: pytes
     assert half == pytest.approx(whole_image() / 2, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_learners_step_costs_a_pass_through_the_whole_model_and_its_own():
     """Through the model to the mask, whose gradient needs no weights' gradients and stops at the tokens."""
     costs = costs_of(CLMAE, masking={"curriculum": "adversary"})
@@ -86,6 +87,7 @@ def test_a_learners_step_costs_a_pass_through_the_whole_model_and_its_own():
     assert costs.strategy_parameters > 0
 
 
+@pytest.mark.slow
 def test_every_second_step_of_a_learner_costs_half():
     every, second = (costs_of(CLMAE, masking={"curriculum": -1.0, "strategy_every": number}) for number in (1, 2))
     look = linear(PATCHES, PIXELS, WIDTH) + forward(1 + PATCHES, WIDTH) + linear(1, WIDTH, PATCHES)
@@ -185,6 +187,7 @@ def test_attention_is_counted_alike_by_every_kernel():
     assert counts == dict.fromkeys(counts, 6 * 2 * 2 * 2 * 17 * 17 * 8)
 
 
+@pytest.mark.slow
 def test_nothing_large_is_held_and_nothing_is_downloaded():
     wide = {"embed_dim": 8192, "num_heads": 64, "depth": 2}
     huge = {"timm": "vit_giant_patch14_224", "pretrained": True, "options": wide}

@@ -179,6 +179,7 @@ def test_a_backbone_of_another_family_takes_over_what_it_has_too_and_says_what_n
     assert all(f"backbone.{key}" in said[0] for key in left_out)
 
 
+@pytest.mark.slow
 def test_cost_of_a_recipe_with_a_backbone_of_another_family_is_counted():
     result = CliRunner().invoke(
         main, ["cost", str(ROOT / "recipes/compare-cifar10.toml"), "--backbone", "resnet10t", "--device", "cpu"]

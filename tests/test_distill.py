@@ -175,6 +175,7 @@ def test_no_teacher_no_class_no_picture():
 
 
 @pytest.mark.parametrize("backbone", ["vit", "swin"])
+@pytest.mark.sampled(1)
 def test_a_tiny_model_learns_what_a_fixed_teacher_says_of_one_batch(backbone: str):
     objective, teacher = build(backbone, decoder_dim=32).train(), Teacher(build(backbone, seed=1))
     before = state_of(teacher)

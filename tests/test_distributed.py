@@ -94,6 +94,7 @@ def test_accumulated_micro_batches_are_the_batch_where_nothing_hangs_on_its_stat
             assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_learner_of_batch_statistics_sees_those_of_its_micro_batches():
     whole, parts = figures_of(case("clmae")), figures_of(case("clmae", accumulate=4))
     assert parts[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-5)  # the model's step has none
@@ -102,6 +103,7 @@ def test_a_learner_of_batch_statistics_sees_those_of_its_micro_batches():
     assert abs(parts[0]["clmae/diversity"] - whole[0]["clmae/diversity"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_recomputed_activations_change_no_figure():
     kept, recomputed = figures_of(case("clmae")), figures_of(case("clmae", recompute=True))
     torch.testing.assert_close(

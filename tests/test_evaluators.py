@@ -466,6 +466,7 @@ def entries(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_evaluating_a_run_adds_to_its_figures_and_replaces_only_its_own(run: Path) -> None:
     before = entries(run)
     shown = evaluated(run, "--with", "knn:[5,20],reconstruction", "--set", "knn.images=50")

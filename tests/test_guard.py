@@ -385,6 +385,7 @@ def test_an_objective_that_changes_an_input_is_named():
     refused(session, "images", "objective 'reconstruct'")
 
 
+@pytest.mark.slow
 def test_a_masker_may_do_with_a_copy_what_it_likes():
     @define
     class Careful(Strategy):

@@ -137,6 +137,7 @@ def test_a_run_that_begins_anew_removes_what_it_had_drawn_and_nothing_else(finis
     assert [step["step"] for step in metrics(finished)] == list(range(6))
 
 
+@pytest.mark.slow
 def test_a_run_of_before_the_mark_is_still_a_run(finished: Path):
     environment = json.loads((finished / "environment.json").read_text())
     del environment["generator"], environment["checkpointed"]
@@ -327,6 +328,7 @@ def test_metrics_that_are_emptied_in_mid_run_are_told(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     "line", ["[" * 100_000, '{"step": 1e999}', '{"step": 3, "images_per_second": "fast"}', '{"step": 9e99}', "\x00\xff"]
 )
+@pytest.mark.sampled(2)
 def test_a_line_of_metrics_that_is_anything_at_all_stops_no_run(line: str, finished: Path):
     with (finished / "metrics.jsonl").open("a") as file:
         file.write(f"{line}\n")
@@ -335,6 +337,7 @@ def test_a_line_of_metrics_that_is_anything_at_all_stops_no_run(line: str, finis
 
 # ----------------------------------------------------------------------------------------------------------- pictures
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 500, b"PK\x03\x04cut", None])
+@pytest.mark.sampled(1)
 def test_a_moment_that_cannot_be_read_is_left_out_of_the_picture(damage: bytes | None, finished: Path):
     for path in checkpoint.found(finished / "checkpoints")[1:]:
         path.unlink()

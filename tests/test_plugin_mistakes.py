@@ -138,7 +138,7 @@ def built(registry, strategy: Any = "dark", **sections: Any):
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(12)
 def test_a_maskers_mistake_is_told_before_anything_is_measured(kind: str):
     source, words = MISTAKES[kind]
     registry, module = registry_with(source)
@@ -151,6 +151,7 @@ def test_a_maskers_mistake_is_told_before_anything_is_measured(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["hardness of nothing", "a tensor for a mask", "a loss that is a vector", "no loss", "an undeclared teacher"])  # fmt: skip
+@pytest.mark.sampled(2)
 def test_cost_tells_the_same_mistakes(kind: str):
     source, words = MISTAKES[kind]
     with pytest.raises(MaskZooError) as caught:

@@ -318,6 +318,7 @@ def test_every_parameter_over_a_dense_encoder_gets_a_gradient(encoder: Any, deco
         assert parameter.grad is not None, f"{name}, which DDP would not forgive"
 
 
+@pytest.mark.slow
 def test_a_linear_head_learns_one_batch_by_heart():
     torch.manual_seed(0)
     objective = linear(small_swin(), loss="l1", target="pixels").train()

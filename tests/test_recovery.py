@@ -101,7 +101,7 @@ def same(one: Any, other: Any) -> bool:
 STEPS_OF_THE_KILLED = 500  # more than the fastest machine takes between twenty kills
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", [CLMAE, "attmask"], ids=["clmae", "attmask"])
 def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(strategy: Any, tmp_path: Path, programs: Starter):
     recipe = written(tmp_path, strategy, steps=STEPS_OF_THE_KILLED, checkpoint_steps=1)
@@ -734,6 +734,7 @@ def test_a_run_that_leads_nowhere_goes_back_at_half_the_rate(tmp_path: Path, mon
     assert last_state(tmp_path / "run")["lr_factor"] == 0.25
 
 
+@pytest.mark.slow
 def test_a_lowered_rate_outlives_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = {"steps": 20, "checkpoint_steps": 4, "skip": 2}
 
@@ -753,6 +754,7 @@ def test_a_lowered_rate_outlives_a_stop(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("go_back", [0, 2])
+@pytest.mark.slow
 def test_a_run_that_leads_nowhere_again_and_again_stops(go_back: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poisoned(monkeypatch, lambda session: no_numbers(session, lambda: session.step >= 10))
     sentence = (
@@ -857,6 +859,7 @@ def test_the_first_thing_that_went_bad_is_named(poison: Callable[[Session], None
     assert all(parameter.grad is None for parameter in session.objective.parameters())
 
 
+@pytest.mark.slow
 def test_a_scale_that_overflows_at_first_finds_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("maskzoo.build.FIRST_SCALE", 2.0**30)
     run(tmp_path / "run", CLMAE, steps=30, precision="fp16", skip=25)
@@ -909,14 +912,16 @@ registry.entry_points = lambda group: [*points(group=group), EntryPoint("clumsy"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "reached"),
     [
-        ("ZeroDivisionError('a slip of the plugin')", 1),
-        ("OSError(28, 'a slip of the plugin')", 1),
-        ("maskzoo.ContractError('a slip of the plugin')", 2),
+        ("ZeroDivisionError('a slip of the plugin')", 1, 8),
+        ("OSError(28, 'a slip of the plugin')", 2, 8),
+        ("maskzoo.ContractError('a slip of the plugin')", 2, 10),  # kept, since it is known that no step is in hand
     ],
 )
-def test_a_plugin_that_raises_loses_no_checkpoint(error: str, code: int, tmp_path: Path, programs: Starter):
+def test_a_plugin_that_raises_loses_no_checkpoint(
+    error: str, code: int, reached: int, tmp_path: Path, programs: Starter
+):
     recipe, out = written(tmp_path, "clumsy", steps=20, checkpoint_steps=4), tmp_path / "run"
     done = programs.run("train", recipe, "--out", out, before=RAISING.format(step=10, error=error))
     assert done.code == code, done.words
@@ -925,7 +930,8 @@ def test_a_plugin_that_raises_loses_no_checkpoint(error: str, code: int, tmp_pat
     assert "cannot be written to" not in done.words
     assert "Clumsy" in done.words or "in scores" in done.words or code == 2
     mended = RAISING.format(step=-1, error=error)
-    assert "resumed at step 8" in programs.train(recipe, "--out", out, "--resume", before=mended).words
+    again = programs.train(recipe, "--out", out, "--resume", before=mended)
+    assert f"resumed at step {reached}" in again.words
     programs.train(recipe, "--out", tmp_path / "whole", before=mended)
     assert_same_run(tmp_path / "whole", out)
 

@@ -353,6 +353,7 @@ def test_its_resolved_recipe_builds_it_again():
 @pytest.mark.parametrize(
     ("objective", "shown"), [("masksub", ["images", "seen"]), (None, ["images", "rebuilt", "seen"])]
 )
+@pytest.mark.slow
 def test_a_picture_shows_as_rebuilt_only_what_was(objective: str | None, shown: list[str], tmp_path: Path):
     dataset = noise_images(labelled=True)
     session = tiny_session(dataset=dataset, **({} if objective is None else {"objective": objective}))

@@ -27,7 +27,7 @@ from maskzoo.build import make_backbone
 from maskzoo.teacher import Teacher
 from maskzoo.train import train
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(3)
 
 TINY = {"embed_dim": 16, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 2, 4)}  # the second block's windows are shifted
 V1, V2 = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"

@@ -236,6 +236,7 @@ def test_a_loop_taken_up_in_the_middle_goes_on_as_if_it_had_not_stopped():
     assert first + list(train(session, batches[2:])) == expected
 
 
+@pytest.mark.slow
 def test_drop_path_draws_depend_on_seed_and_step_alone():
     from helpers import TINY_BACKBONE
 

@@ -24,7 +24,7 @@ from maskzoo.backbones.vit import VitBackbone, sin_cos, with_mask_token
 from maskzoo.teacher import Teacher
 from maskzoo.train import train
 
-pytestmark = pytest.mark.sampled(5)
+pytestmark = pytest.mark.sampled(4)
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 4}
 GRID = (3, 4)
