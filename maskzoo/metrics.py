@@ -19,6 +19,7 @@ ACCURATE: Mapping[str, str] = {  # built-in evaluators of accuracy, with what a 
     "finetune": "fine-tuned",
     "classifier": "classifier",
 }
+MOST = 9  # decimals of any number
 DIGITS = 4  # of a printed number that is no share, a zero before the point among them
 
 
@@ -77,7 +78,19 @@ def decimals(value: float, unit: Unit = "") -> int:
     if value == 0 or not math.isfinite(value):
         return DIGITS - 1
     size = math.floor(math.log10(abs(value)))
-    return min(9, max(0, DIGITS - 1 - (size if size >= 0 else size + 1)))
+    return min(MOST, max(0, DIGITS - 1 - (size if size >= 0 else size + 1)))
+
+
+def enough(least: int, digits: int, *values: float) -> int:
+    """Decimals, `least` of them or more, with which the largest of some numbers has so many significant digits.
+
+    A number that nine decimals do not show is noise of the arithmetic, for which `least` is enough.
+    """
+    size = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    if size == 0:
+        return least
+    first = -math.floor(math.log10(size))  # the decimal of the first significant digit
+    return least if first > MOST else min(MOST, max(least, first + digits - 1))
 
 
 def printed(value: float | None, unit: Unit = "") -> str:

@@ -181,3 +181,40 @@ def test_what_is_said_in_words_is_a_footnote_and_no_number_is_cut(tmp_path: Path
     assert "\u2026" not in said
     assert said.count("17.59 ± 61.05") == 2
     assert re.search(r"\[1\] the\s+same\s+result\s+in\s+every\s+pair", said)
+
+
+# -------------------------------------------------------------------------------------------------- as it is printed
+def test_small_values_beside_large_ones_keep_three_digits(tmp_path: Path):
+    cells = {"random": [12.30, 12.31, 12.35], "clmae": [0.000401, 0.000402, 0.000406]}
+    text = markdown(gather(runs(tmp_path, cells, better="lower")))
+    assert "0.000403 ± 0.00000" in text
+    assert "| 12.32 ± 0.0" in text
+
+
+def test_a_small_difference_of_large_values_keeps_a_digit(tmp_path: Path):
+    cells = {"random": [12.30, 12.31, 12.35], "clmae": [12.3004, 12.3104, 12.3506]}
+    assert "+0.0005 ± 0.000" in markdown(gather(runs(tmp_path, cells, better="lower")))
+
+
+def test_a_difference_that_is_noise_of_the_arithmetic_is_none(tmp_path: Path):
+    cells = {"random": [0.5, 0.6], "clmae": [0.5 + 1e-15, 0.6 - 1e-15]}
+    assert "| 0.000 ± 0.000 |" in markdown(gather(runs(tmp_path, cells)))
+
+
+def test_tables_carry_the_label_and_the_name_of_a_score(tmp_path: Path):
+    comparison = gather(
+        runs(tmp_path, {"random": LOW, "clmae": HIGH}, better="lower", unit="share", label="top-1 error")
+    )
+    console = Console(record=True, width=100)
+    tell(comparison, Path("out"), console)
+    for text in (markdown(comparison), console.export_text()):
+        assert "top-1 error, foreign/it (%) \u2193" in text
+
+
+def test_only_the_float_with_a_column_of_minutes_explains_it(tmp_path: Path):
+    path = measured(
+        make_run(tmp_path / "a"),
+        Measured({"use": "foreign"}, [Metric(f"m{number}", 0.5) for number in range(4)], "after"),
+    )
+    first, second = latex(gather([path])).split(r"\end{table*}")[0], latex(gather([path])).split(r"\begin{table")[2]
+    assert ("min:" in first, "min:" in second) == (True, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import matplotlib
 import numpy
 import pytest
 from attrs import evolve
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from test_compare import CLEAR, make_run, make_runs
 
@@ -186,3 +188,13 @@ def test_names_in_figures_are_short_harmless_and_distinct():
 def test_files_of_figures_have_tidy_names(title: str, name: str):
     assert file_name(title, []) == name
     assert file_name(title, [name]) == f"{name}-2"
+
+
+def test_no_two_numbers_below_an_axis_touch(tmp_path: Path):
+    paths = [make_run(tmp_path / f"a{seed}", seed=seed, scores={"foreign/rate": 0.0001}) for seed in range(2)]
+    with rc_context(STYLE):
+        figure = draw_scores(gather(paths), "foreign/rate")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = sorted((label.get_window_extent() for label in axes.get_xticklabels()), key=lambda box: float(box.x0))
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))

@@ -29,9 +29,7 @@ def found(better: Better | None = "higher", untrained: list[float] | None = None
     return Found(
         label="k-NN top-1",
         better=better,
-        factor=100.0,
-        decimals=1,
-        sign="%",
+        unit=(100.0, 1, "%"),
         baseline="random",
         tests=dict(zip(held, tests, strict=True)),
         untrained=dict(zip(["random", *held], initial, strict=True)) if untrained else {},
@@ -71,7 +69,7 @@ def test_two_pairs_call_nothing_better_however_small_their_p_is():
     [
         (found(a=NOISE), "No cell differs from random by k-NN top-1, as far as 3 seeds can show."),
         (found(a=UP), "a is better than random by 10.1 ± 0.2 points (k-NN top-1)."),
-        (found(a=UP, b=UP_TOO), "a (+10.1 ± 0.2 points) and b (+11.0 ± 0.2 points) are better than random (k-NN"),
+        (found(a=UP, b=UP_TOO), "b (+11.0 ± 0.2 points) and a (+10.1 ± 0.2 points) are better than random (k-NN"),
         (found(a=DOWN), "No cell is better than random by k-NN top-1; a is worse by 10.1 ± 0.2 points."),
         (found("lower", a=DOWN), "a is better than random by 10.1 ± 0.2 points (k-NN top-1)."),
         (
@@ -88,6 +86,7 @@ def test_two_pairs_call_nothing_better_however_small_their_p_is():
         (found(), "No cell can be tested against random by k-NN top-1."),
         (found(a=NOISE, b=BASE), "can show; b has the result of random in every pair."),
         (found(a=NOISE, b=[0.75, 0.85, 0.95]), "b (+25.0 ± 0.0 points) cannot be tested"),
+        (found(b=[0.75, 0.85, 0.95]), "b (+25.0 ± 0.0 points) cannot be tested by k-NN top-1: the difference"),
         (found(a=NOISE, b=[0.9]), "b has too few seeds to tell."),
         (found(a=NOISE, b=[]), "b has no seed in common with random."),
     ],

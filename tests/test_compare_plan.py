@@ -411,7 +411,7 @@ def test_a_comparison_that_was_cut_short_goes_on_where_it_was(
         cut, other = (read_run(folder / "runs" / name) for folder in (out, whole))
         assert cut.scores == other.scores
         assert cut.curves == other.curves
-    assert (out / "table.md").read_text().startswith("| cell | seeds | knn/top1 (%) |")
+    assert (out / "table.md").read_text().startswith("| cell | seeds | k-NN top-1, knn/top1 (%) \u2191 |")
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def test_other_data_and_another_pooling_are_said(tmp_path: Path):
         "knn/top1 (class token)": 0.7,
         "knn/top1 on cifar10 (class token)": 0.8,
     }
-    assert "| knn/top1 on flowers (%) |" in markdown(gather([path]))
+    assert "k-NN top-1 on flowers, knn/top1 on flowers (%) \u2191 |" in markdown(gather([path]))
 
 
 def test_two_kinds_of_data_in_folders_of_one_name_are_never_one_score(tmp_path: Path):

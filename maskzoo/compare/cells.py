@@ -14,13 +14,14 @@ from maskzoo.compare.readings import Reading, gone, mixed, read, read_run
 from maskzoo.compare.scores import with_scores
 from maskzoo.compare.statistics import Difference, Summary, best, corrected, paired, summarise
 from maskzoo.errors import DataError, RecipeError
-from maskzoo.metrics import Better, Metric, decimals
+from maskzoo.metrics import Better, Metric, decimals, enough
 from maskzoo.plain import FREE_KEYS, named
 
 # Keys that decide no figure: where and how a run was done, and what it kept.
 ASIDE = FREE_KEYS | {"train.seed"}
 MEASURED = r"evaluation\b"  # how a key begins that says what was measured: a score's own name says that
 UNTRAINED = "before training"  # the name of a row
+SIGNIFICANT = 3  # digits that the mean of a raw metric has at least, however large the others are
 NAMED = 3  # runs that a remark names before it counts
 
 
@@ -381,6 +382,29 @@ def signed(value: float, decimals: int) -> str:
     """A difference with its sign; what rounds to nothing has none."""
     text = f"{value:+.{decimals}f}"
     return text[1:] if math.isclose(float(text), 0.0) else text
+
+
+def mean_text(summary: Summary, unit: tuple[float, int, str], *, interval: bool = True) -> str:
+    """A mean as text, e.g. "55.1 ± 0.7", in the unit of `Comparison.unit`; of a raw metric three digits at least."""
+    factor, _, _ = unit
+    places = mean_decimals(summary, unit)
+    text = f"{summary.mean * factor:.{places}f}"
+    return f"{text} ± {summary.half * factor:.{places}f}" if interval and summary.half is not None else text
+
+
+def mean_decimals(summary: Summary, unit: tuple[float, int, str]) -> int:
+    """With how many decimals a mean, its interval and its deviation are printed."""
+    _, places, sign = unit
+    return places if sign else enough(places, SIGNIFICANT, summary.mean, summary.half or 0.0)
+
+
+def gap_text(summary: Summary, unit: tuple[float, int, str], *, interval: bool = True, bare: bool = False) -> str:
+    """A difference as text, e.g. "+3.9 ± 0.4"; `bare`: without its sign. A small one of a raw metric keeps a digit."""
+    factor, places, sign = unit
+    places = places if sign else enough(places, 1, summary.mean, summary.half or 0.0)
+    mean = summary.mean * factor
+    text = f"{abs(mean):.{places}f}" if bare else signed(mean, places)
+    return f"{text} ± {summary.half * factor:.{places}f}" if interval and summary.half is not None else text
 
 
 def plain_value(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 
 from maskzoo.compare.cells import UNTRAINED, Comparison
 from maskzoo.plain import printable
@@ -25,6 +27,7 @@ DASHES = ("-", "--", ":", "-.")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 INK, SOFT = "#1f2430", "#8a8f99"
 WIDTH = 5.6  # inches, of a figure whose names are not too long for it
+GAP = 4  # pixels between two numbers below an axis
 LONGEST = 60  # letters of a name in a figure
 STYLE = {
     "font.size": 9,
@@ -110,6 +113,23 @@ def add_legend(figure: Figure, handles: Mapping[str, Line2D]) -> None:
         legend.remove()
     width, height = box.width / figure.dpi, box.height / figure.dpi
     figure.set_size_inches(max(figure.get_figwidth(), width + 0.1), figure.get_figheight() + height)
+
+
+def untangle(figure: Figure) -> None:
+    """Take ticks away until no two numbers below an axis touch each other."""
+    for ticks in (5, 4, 3, 2):
+        figure.draw_without_rendering()
+        tight = [axes for axes in figure.axes if axes.get_visible() and _touching(axes)]
+        for axes in tight:
+            axes.xaxis.set_major_locator(MaxNLocator(ticks))
+        if not tight:
+            return
+
+
+def _touching(axes: Axes) -> bool:
+    shown = [label for label in axes.get_xticklabels() if label.get_text() and label.get_visible()]
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: float(box.x0))
+    return any(left.x1 + GAP > right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def save(figure: Figure, path: Path, title: str) -> str:

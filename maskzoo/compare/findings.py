@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import attrs
 
-from maskzoo.compare.cells import UNTRAINED, Comparison, signed
+from maskzoo.compare.cells import UNTRAINED, Comparison, gap_text, mean_text
 from maskzoo.compare.names import titles
 from maskzoo.compare.statistics import LEAST_PAIRS, Difference, corrected, paired
 from maskzoo.metrics import Better
@@ -41,9 +41,7 @@ class Found:
 
     label: str
     better: Better | None
-    factor: float
-    decimals: int
-    sign: str  # "%" for shares, whose differences are in points
+    unit: tuple[float, int, str]  # of `Comparison.unit`; "%" for shares, whose differences are in points
     baseline: str
     tests: Mapping[str, Difference]  # each cell less the baseline
     # Each cell, the baseline too, less the initial model.
@@ -51,21 +49,24 @@ class Found:
     elsewhere: Sequence[str] = ()  # cells that learned from other data, which no test compares
 
     def names(self, wanted: Verdict) -> list[str]:
-        """The cells of that verdict."""
-        return [name for name, test in self.tests.items() if verdict(test, self.better) == wanted]
+        """The cells of that verdict, the largest difference first where a test supports one."""
+        names = [name for name, test in self.tests.items() if verdict(test, self.better) == wanted]
+        return sorted(names, key=self._size, reverse=True) if wanted in ("better", "worse", "differs") else names
+
+    def _size(self, name: str) -> float:
+        summary = self.tests[name].summary
+        return 0.0 if summary is None else abs(summary.mean)
 
     def gap(self, name: str, *, bare: bool = False) -> str:
         """A cell's difference with its interval; `bare`: without its sign."""
         summary = self.tests[name].summary
         assert summary is not None, "only asked of cells that could be tested"
-        mean = summary.mean * self.factor
-        text = f"{abs(mean):.{self.decimals}f}" if bare else signed(mean, self.decimals)
-        return text if summary.half is None else f"{text} ± {summary.half * self.factor:.{self.decimals}f}"
+        return gap_text(summary, self.unit, bare=bare)
 
     @property
     def points(self) -> str:
         """What a difference is in."""
-        return " points" if self.sign == "%" else ""
+        return " points" if self.unit[2] == "%" else ""
 
 
 def findings(comparison: Comparison) -> list[str]:
@@ -87,14 +88,11 @@ def findings(comparison: Comparison) -> list[str]:
 
 def found_in(comparison: Comparison, score: str) -> Found:
     """The tests of one metric of a comparison."""
-    factor, decimals, sign = comparison.unit(score)
     tests = comparison.differences(score)
     return Found(
         label=titles(comparison)[score],
         better=comparison.better(score),
-        factor=factor,
-        decimals=decimals,
-        sign=sign,
+        unit=comparison.unit(score),
         baseline=comparison.baseline,
         tests=tests,
         untrained=against_untrained(comparison, score),
@@ -152,7 +150,10 @@ def _against_baseline(found: Found) -> list[str]:
         first = "" if clauses else f" {by}"
         clauses.append(f"{listed(same)} {_verb(same, 'has', 'have')} the result of {base} in every pair{first}")
     if groups["constant"]:
-        clauses.append(f"{_gaps(found, groups['constant'])} cannot be tested: the difference is the same in every pair")
+        first = "" if clauses else f" {by}"
+        clauses.append(
+            f"{_gaps(found, groups['constant'])} cannot be tested{first}: the difference is the same in every pair"
+        )
     if few:
         clauses.append(f"{listed(few)} {_verb(few, 'has', 'have')} too few seeds to tell")
     if apart:
@@ -189,10 +190,8 @@ def _of_one(comparison: Comparison, score: str) -> str:
     summary = comparison.summaries(score).get(cell.name)
     if summary is None:
         return f"Only {cell.name} was trained, and it was not measured by {found.label}."
-    value = f"{summary.mean * found.factor:.{found.decimals}f}"
-    if summary.half is not None and summary.count >= LEAST_PAIRS:
-        value += f" ± {summary.half * found.factor:.{found.decimals}f}"
-    clauses = [f"only {cell.name} was trained: {found.label} {value}{' %' if found.sign == '%' else found.sign}"]
+    value = mean_text(summary, found.unit, interval=summary.count >= LEAST_PAIRS)
+    clauses = [f"only {cell.name} was trained: {found.label} {value}{' %' if found.unit[2] == '%' else ''}"]
     clauses += [
         clause.replace("none is", "it is not").replace("no cell has", "it has not")
         for clause in _against_untrained(found)

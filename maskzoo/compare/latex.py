@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from maskzoo.compare.cells import Comparison, signed
+from maskzoo.compare.cells import Comparison, gap_text
 from maskzoo.compare.facts import shared
 from maskzoo.compare.findings import verdict
 from maskzoo.compare.names import headed
@@ -80,13 +80,14 @@ def _float(comparison: Comparison, scores: Sequence[str], number: int) -> str:
     above = [*(" & ".join(row) + r" \\" for row in rows_of_heads), " ".join(rules)] if groups else []
     rows = [" & ".join(row) + r" \\" for row in zip(*texts, strict=True)]
     inside = [r"\toprule", *above, " & ".join(lower) + r" \\", r"\midrule", *rows, r"\bottomrule"]
+    caption = " ".join(part for part in _caption(comparison, scores, number) if part)
     environment = "table*" if len(scores) > 1 else "table"
     names = rf"p{{{FOLDED}}}" if long else "l"
     return "\n".join(
         [
             rf"\begin{{{environment}}}",
             r"  \centering",
-            rf"  \caption{{{quoted(escaped(' '.join(part for part in _caption(comparison, scores) if part)))}}}",
+            rf"  \caption{{{quoted(escaped(caption))}}}",
             rf"  \label{{{_label(comparison, number)}}}",
             r"  \smallskip",
             r"  \footnotesize",
@@ -108,12 +109,12 @@ def _group(comparison: Comparison, columns: Sequence[Column]) -> list[list[str]]
     means = [_latex_entry(attrs.evolve(entry, bold=entry.bold and enough)) for entry in columns[0].entries]
     if len(comparison.cells) == 1:
         return [means]
-    factor, decimals, _ = comparison.unit(score)
+    unit = comparison.unit(score)
     gaps = []
     for cell in comparison.cells:
         test = tests.get(cell.name)
         gap = None if test is None else test.summary
-        shown = Entry(NONE if gap is None else signed(gap.mean * factor, decimals))
+        shown = Entry(NONE if gap is None else gap_text(gap, unit, interval=False))
         gaps.append(_latex_entry(shown) + STAR * (test is not None and verdict(test, better) == "better"))
     return [means, gaps]
 
@@ -143,7 +144,7 @@ def _label(comparison: Comparison, number: int) -> str:
     return "-".join(["tab:maskzoo", *([words] if words else []), *([str(number + 1)] if number else [])])
 
 
-def _caption(comparison: Comparison, scores: Sequence[str]) -> list[str]:
+def _caption(comparison: Comparison, scores: Sequence[str], place: int) -> list[str]:
     """What a reader of the paper has to know, in a few sentences."""
     trained = comparison.trained
     others = len(comparison.differences(scores[0])) if scores else 0
@@ -160,9 +161,9 @@ def _caption(comparison: Comparison, scores: Sequence[str]) -> list[str]:
             f"t-test at 5 % after Holm's correction over {others} {'cell' if others == 1 else 'cells'} (from "
             f"{LEAST_PAIRS} pairs on); bold where it is better than every other, so tested."
         )
-    if comparison.flops:
+    if comparison.flops and place == 0:
         sentences.append("GFLOPs are those of an image in training.")
-    if trained:
+    if trained and place == 0:
         sentences.append("min: the minutes of a run.")
     return [
         *sentences,

@@ -23,6 +23,12 @@ def headed(comparison: Comparison, score: str, *, arrow: bool = True) -> str:
     return f"{titles(comparison)[score]}{f' ({sign})' if sign else ''}{way}"
 
 
+def full_head(comparison: Comparison, score: str) -> str:
+    """A label and the score's own name, which files and `--scores` know: "k-NN top-1, knn/top1 (%) ↑"."""
+    head, title = headed(comparison, score), titles(comparison)[score]
+    return head if score in title else head.replace(title, f"{title}, {score}", 1)
+
+
 def chosen_scores(comparison: Comparison, text: str) -> list[str]:
     """The scores that "knn,linear" asks for, in that order, by evaluator, name or label; all where none of them is."""
     chosen = [score for wanted in _wanted(text) for score in comparison.scores if _means(comparison, wanted, score)]

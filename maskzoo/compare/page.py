@@ -73,6 +73,7 @@ figcaption {{ max-width: 50rem; margin-top: .3rem; }}
 .moments figure {{ flex: 1 0 8.5rem; max-width: 13rem; margin: .2rem 0; }}
 .moments img {{ width: 100%; image-rendering: pixelated; }}
 .moments figcaption {{ font-size: .85rem; margin-top: .2rem; }}
+@media (max-width: 44rem) {{ .wide svg {{ max-width: none; }} }}
 @media print {{ body {{ padding: 0; }} figure, table {{ break-inside: avoid; }} }}
 </style>
 </head>
@@ -159,14 +160,14 @@ def _lead(comparison: Comparison) -> str:
 
 def _figure(drawn: Drawn) -> str:
     caption = f"<strong>{text(drawn.title)}.</strong> {text(drawn.caption)}"
-    return f"<figure>{drawn.svg}<figcaption>{caption}</figcaption></figure>"
+    return f'<figure><div class="wide">{drawn.svg}</div><figcaption>{caption}</figcaption></figure>'
 
 
 def _table(comparison: Comparison, shown: Sequence[Column], title: str) -> str:
     """A table of one score under its label, or of what training took."""
     score = title in comparison.scores
     heads = "".join(
-        f'<th scope="col"{"" if column.numbers else " class=text"}>{text(_head(column))}</th>' for column in shown
+        f'<th scope="col"{"" if column.numbers else " class=text"}>{text(column.head)}</th>' for column in shown
     )
     rows = []
     for row in range(len(shown[0].entries)):
@@ -179,11 +180,6 @@ def _table(comparison: Comparison, shown: Sequence[Column], title: str) -> str:
         f'<div class="wide"><table><caption>{words}</caption><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-def _head(column: Column) -> str:
-    """The head of a column; the score itself is named above the table already."""
-    return "mean" if column.score and column.head.startswith(column.score) else column.head
 
 
 def _entry(entry: Entry) -> str:

@@ -15,10 +15,10 @@ from maskzoo.compare.cells import UNTRAINED, Comparison, gather
 from maskzoo.compare.citations import bibtex
 from maskzoo.compare.keeping import keep, refuse_foreign
 from maskzoo.compare.latex import latex
-from maskzoo.compare.names import chosen_scores, unknown_scores
+from maskzoo.compare.names import chosen_scores, full_head, unknown_scores
 from maskzoo.compare.page import page
 from maskzoo.compare.strips import strips
-from maskzoo.compare.tables import SPREAD, Column, Entry, columns, markdown, results_csv, statistics_csv
+from maskzoo.compare.tables import SPREAD, Entry, columns, markdown, results_csv, statistics_csv
 from maskzoo.errors import MaskZooError
 from maskzoo.listing import Listing
 from maskzoo.plain import json_text, printable, read_bytes
@@ -89,8 +89,8 @@ def tell(comparison: Comparison, out: Path, console: Console, scores: str = "") 
     for score in chosen_scores(comparison, scores):  # what it took is in the report
         shown = [*table[:2], *(column for column in table if column.score == score)]
         numbers = frozenset(place for place, column in enumerate(shown) if column.numbers)
-        printed = Listing([_head(column) for column in shown], numbers)
-        console.print(f"\n{score}", style="bold", highlight=False, markup=False)
+        printed = Listing([column.head for column in shown], numbers)
+        console.print(f"\n{printable(full_head(comparison, score))}", style="bold", highlight=False, markup=False)
         for row in range(len(comparison.cells)):
             printed.add(*(_printed(column.entries[row], printed) for column in shown))
         console.print(printed)
@@ -164,12 +164,3 @@ def _published(environment: Mapping[str, Any]) -> str:
     """What a run stood on, for others: without who started it, where, and what was typed."""
     kept = {name: value for name, value in environment.items() if name in PUBLISHED}
     return json_text(kept, indent=2) + "\n"
-
-
-def _head(column: Column) -> str:
-    """The head of a column; the score itself is named above the table already."""
-    return (
-        column.head.replace(column.score, "mean", 1)
-        if column.score and column.head.startswith(column.score)
-        else column.head
-    )

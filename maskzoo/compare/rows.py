@@ -10,11 +10,11 @@ import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maskzoo.compare.cells import UNTRAINED, Comparison
-from maskzoo.compare.drawing import SOFT, Look, literal, looks, new_figure, short_names, titled
+from maskzoo.compare.cells import UNTRAINED, Comparison, gap_text
+from maskzoo.compare.drawing import SOFT, Look, literal, looks, new_figure, short_names, titled, untangle
 from maskzoo.compare.findings import verdict
 from maskzoo.compare.names import titles
-from maskzoo.compare.statistics import LEAST_PAIRS
+from maskzoo.compare.statistics import LEAST_PAIRS, summarise
 
 ROW, ABREAST = 0.27, 3  # inches of a row; panels side by side
 PANELS = {1: 4.6, 2: 3.6, 3: 2.9}  # inches of a panel, by how many stand side by side
@@ -48,13 +48,15 @@ def draw_forest(comparison: Comparison, scores: Sequence[str]) -> Figure:
             continue
         _differences(panel, comparison, scores[place], shown, look)
         _rows(panel, list(names.values()))
+    untangle(figure)
     return figure
 
 
 def _differences(
     axes: Axes, comparison: Comparison, score: str, shown: Sequence[str], look: Mapping[str, Look]
 ) -> None:
-    factor, decimals, sign = comparison.unit(score)
+    unit = comparison.unit(score)
+    factor, _, sign = unit
     better = comparison.better(score)
     base = comparison.cell(comparison.baseline).values(score)
     tests = comparison.differences(score)
@@ -71,18 +73,17 @@ def _differences(
         told = test is not None and verdict(test, better) in ("better", "worse")
         half = None if summary is None or summary.count < LEAST_PAIRS or not summary.half else summary.half * factor
         if name == UNTRAINED:
-            _keep_in_sight(axes, row, gaps, decimals)
+            _keep_in_sight(axes, row, gaps, unit)
         _row(axes, row, gaps, half, look[name], filled=told)
     titled(axes, titles(comparison)[score])
-    unit = "points" if sign == "%" else "in its own unit"
-    unit = " (points)" if sign == "%" else ""
+    points = " (points)" if sign == "%" else ""
     way = "higher is better \u2192" if better == "higher" else "\u2190 lower is better"
     name = short_names([comparison.baseline])[comparison.baseline]
     base_name = name if len(name) <= ROOM else "the baseline"
-    literal(axes.set_xlabel(f"difference to {base_name}{unit}\n{way}"))
+    literal(axes.set_xlabel(f"difference to {base_name}{points}\n{way}"))
 
 
-def _keep_in_sight(axes: Axes, row: int, gaps: Sequence[float], decimals: int) -> None:
+def _keep_in_sight(axes: Axes, row: int, gaps: Sequence[float], unit: tuple[float, int, str]) -> None:
     """Point at what lies far from all cells, such as the untrained model, so that it does not press them together."""
     low, high = axes.get_xlim()
     mean, span = statistics.fmean(gaps), high - low
@@ -90,8 +91,9 @@ def _keep_in_sight(axes: Axes, row: int, gaps: Sequence[float], decimals: int) -
         return
     axes.set_xlim(low, high)
     left = mean < low
+    words = gap_text(summarise([gap / unit[0] for gap in gaps]), unit, interval=False)
     axes.annotate(
-        f"\u25c2 {mean:+.{decimals}f}" if left else f"{mean:+.{decimals}f} \u25b8",
+        f"\u25c2 {words}" if left else f"{words} \u25b8",
         (0.01 if left else 0.99, row), xycoords=("axes fraction", "data"),
         ha="left" if left else "right", va="center", color="#5b5b5b", fontsize=8,
     )  # fmt: skip
@@ -121,6 +123,7 @@ def draw_scores(comparison: Comparison, score: str) -> Figure:
     right.set_xlim(left=0)
     for panel in (left, right):
         _rows(panel, list(names.values()))
+    untangle(figure)
     return figure
 
 

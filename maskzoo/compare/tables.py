@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 
-from maskzoo.compare.cells import UNTRAINED, Cell, Comparison, signed
+from maskzoo.compare.cells import UNTRAINED, Cell, Comparison, gap_text, mean_decimals, mean_text
+from maskzoo.compare.names import full_head
 from maskzoo.compare.statistics import FEW, Difference, Summary
 from maskzoo.plain import printable
 
-SPREAD = "SD"
+MEAN, SPREAD = "mean", "SD"
 BUDGETS = {
     "epochs": "Every cell was trained for as long as its own recipe says.",
     "flops": "Every cell was trained for as many FLOPs as '{}'.",
@@ -53,21 +54,21 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("seeds", [Entry(_seeds(cell)) for cell in cells]),
     ]
     for score in comparison.scores:
-        factor, decimals, sign = comparison.unit(score)
-        head = f"{score} ({sign})" if sign else score
+        unit = comparison.unit(score)
+        sign = unit[2]
         summaries, differences = comparison.summaries(score), comparison.differences(score)
         leader = comparison.best(score)
         means = [
-            _mean(summaries[cell.name], factor, decimals, bold=cell.name == leader, runs=len(cell.runs))
+            _mean(summaries[cell.name], unit, bold=cell.name == leader, runs=len(cell.runs))
             if cell.name in summaries
             else Entry(_without(cell, score), note="no value")
             for cell in cells
         ]
-        made.append(Column(head, means, score))
-        made.append(Column(SPREAD, [_deviation(summaries.get(cell.name), factor, decimals) for cell in cells], score))
+        made.append(Column(f"{MEAN} ({sign})" if sign else MEAN, means, score))
+        made.append(Column(SPREAD, [_deviation(summaries.get(cell.name), unit) for cell in cells], score))
         if len(cells) > 1:
             tests = [(differences.get(cell.name), _untested(cell, comparison)) for cell in cells]
-            made.append(Column("difference", [_gap(test, factor, decimals, none) for test, none in tests], score))
+            made.append(Column("difference", [_gap(test, unit, none) for test, none in tests], score))
             chances = [
                 _chance(test) if cell.name in summaries else Entry(NONE)
                 for cell, (test, _) in zip(cells, tests, strict=True)
@@ -103,15 +104,19 @@ def _of_trained(column: Column, comparison: Comparison) -> Column:
 
 def markdown(comparison: Comparison) -> str:
     """The tables for a README, with what is needed to read them."""
-    pieces = [_markdown(piece) for _, piece in stacked(comparison)]
+    heads = {score: full_head(comparison, score) for score in comparison.scores}
+    pieces = [_markdown(piece, heads) for _, piece in stacked(comparison)]
     notes = "\n\n".join(map(_inert, how_to_read(comparison)))
     remarks = "".join(f"- {_inert(remark)}\n" for remark in comparison.remarks)
     return "\n\n".join(pieces) + f"\n\n{notes}\n" + (f"\nRemarks:\n\n{remarks}" if remarks else "")
 
 
-def _markdown(table: Sequence[Column]) -> str:
+def _markdown(table: Sequence[Column], heads: Mapping[str, str]) -> str:
+    means = (column.score if column.head.startswith(MEAN) else "" for column in table)
     lines = [
-        "| " + " | ".join(_inert(column.head) for column in table) + " |",
+        "| "
+        + " | ".join(_inert(heads.get(score, column.head)) for score, column in zip(means, table, strict=True))
+        + " |",
         "|" + "|".join(" ---: " if column.numbers else " :--- " for column in table) + "|",
     ]
     for row in range(len(table[0].entries)):
@@ -234,28 +239,23 @@ def _without(cell: Cell, score: str) -> str:
     return "failed" if any(evaluator in run.problems for run in cell.runs.values()) else "unmeasured"
 
 
-def _mean(summary: Summary, factor: float, decimals: int, *, bold: bool, runs: int) -> Entry:
-    text = f"{summary.mean * factor:.{decimals}f}"
-    if summary.half is not None:
-        text += f" ± {summary.half * factor:.{decimals}f}"
-    return Entry(text, bold, f"of {summary.count} of {runs} runs" if summary.count < runs else "")
+def _mean(summary: Summary, unit: tuple[float, int, str], *, bold: bool, runs: int) -> Entry:
+    note = f"of {summary.count} of {runs} runs" if summary.count < runs else ""
+    return Entry(mean_text(summary, unit), bold, note)
 
 
-def _deviation(summary: Summary | None, factor: float, decimals: int) -> Entry:
+def _deviation(summary: Summary | None, unit: tuple[float, int, str]) -> Entry:
     if summary is None or summary.deviation is None:
         return Entry(NONE)
-    return Entry(f"{summary.deviation * factor:.{decimals}f}")
+    return Entry(f"{summary.deviation * unit[0]:.{mean_decimals(summary, unit)}f}")
 
 
-def _gap(test: Difference | None, factor: float, decimals: int, none: str) -> Entry:
+def _gap(test: Difference | None, unit: tuple[float, int, str], none: str) -> Entry:
     if test is None:
         return Entry(none)
     if test.summary is None:
         return Entry(NONE, note="no seed in common")
-    text = signed(test.summary.mean * factor, decimals)
-    if test.summary.half is not None:
-        text += f" ± {test.summary.half * factor:.{decimals}f}"
-    return Entry(text)
+    return Entry(gap_text(test.summary, unit))
 
 
 def _chance(test: Difference | None) -> Entry:
