@@ -247,7 +247,7 @@ def _note(sentence: str) -> None:
         click.echo(sentence, err=True)
 
 
-@main.command()
+@main.command(short_help="Say what a step and a run cost in FLOPs.")
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @overrides
 def cost(recipe: Path | None, **changes: Any) -> None:
@@ -266,7 +266,7 @@ def cost(recipe: Path | None, **changes: Any) -> None:
     Console().print(cost_table(Recipe.from_plain(plain), registry), highlight=False)
 
 
-@main.command()
+@main.command(short_help="Measure an encoder by k-NN, probes or fine-tuning.")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--with", "evaluators", metavar="NAME,...", help="Evaluators, e.g. knn:[5,20],linear [default: the run's]."
@@ -296,7 +296,7 @@ def cost(recipe: Path | None, **changes: Any) -> None:
 def evaluate(
     run: Path | None, backbone: str | None, weights: Path | None, pretrained: bool, out: Path | None, **wishes: Any
 ) -> None:
-    """Measure what the encoder of RUN has learnt, by its newest checkpoint, or any other encoder.
+    """Measure what the encoder of RUN has learned, by its newest checkpoint, or any other encoder.
 
     The figures go into evaluation.json, each with the settings it was measured under. A figure of the same settings is
     replaced, all others stay.
@@ -321,7 +321,7 @@ def evaluate(
         evaluate_backbone(backbone, weights, pretrained, out, Wishes(**wishes), registry, Console())
 
 
-@main.command()
+@main.command(short_help="Draw what a masker hides of images.")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("--masker", metavar="NAME", help="Masking strategy; by default random, or the run's.")
 @SCHEDULE
@@ -369,7 +369,7 @@ def preview(images: tuple[Path, ...], out: Path, no_terminal: bool, **wish: Any)
     draw(images, Wish(**read, **wish), out, Registry(), Console(), terminal=not no_terminal)
 
 
-@main.command()
+@main.command(short_help="Write an encoder for timm or as safetensors.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--to", type=click.Choice(["timm", "safetensors"]), default="timm", show_default=True, help="Target format."
@@ -389,7 +389,7 @@ def export(run: Path, to: str, folder: Path) -> None:
         Console(soft_wrap=True).print(sentence, highlight=False, markup=False)
 
 
-@main.command(cls=OfSeveralSeeds)
+@main.command(cls=OfSeveralSeeds, short_help="Compare maskers over several seeds, with a report.")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]...")
 @click.option("--maskers", metavar="CELL,...", help="Cells, e.g. random,attmask+adversary,clmae@0.6.")
 @click.option("--vary", multiple=True, metavar="KEY=VALUE,...", help="Each value with each masker (repeatable).")
@@ -489,7 +489,7 @@ def _typed(names: Iterable[str]) -> set[str]:
     return {name for name in names if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT}
 
 
-@main.command(name="list")
+@main.command(name="list", short_help="List what a recipe can name.")
 @click.argument("kinds", nargs=-1, metavar="[KIND]...")
 @click.option("--matrix", is_flag=True, help="Which strategy goes with which backbone and objective.")
 def list_(kinds: tuple[str, ...], matrix: bool) -> None:
@@ -543,7 +543,7 @@ def print_matrix() -> None:
     console.print("yes, or what is missing there; a composite goes where all of its parts go", style="dim")
 
 
-@main.command()
+@main.command(short_help="Show the options of a class, or the keys of a recipe.")
 @click.argument("name")
 def show(name: str) -> None:
     """Show what NAME is: options with types, defaults and meanings, needs, paper and plugin.
@@ -572,7 +572,7 @@ def show(name: str) -> None:
         console.print(printed(section), highlight=False)
 
 
-@main.command()
+@main.command(short_help="List every plugin and what is wrong with it.")
 def plugins() -> None:
     """List every plugin, where it comes from, what it offers, and what is wrong with it."""
     from rich.markup import escape

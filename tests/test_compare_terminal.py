@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 from test_compare import make_runs
 
+from maskzoo.cli import main
 from maskzoo.compare.cells import gather
 from maskzoo.compare.report import tell
 
@@ -50,3 +52,9 @@ def test_names_are_printed_harmlessly_and_never_as_markup(tmp_path: Path):
         assert "[red]a[/red]" in said
         assert "\x1b" not in said
         assert "b\\x1b[31m" in said
+
+
+def test_the_list_of_commands_cuts_no_sentence():
+    said = CliRunner().invoke(main, ["--help"]).output
+    assert "..." not in said.partition("Commands:")[2]
+    assert max(map(len, said.splitlines())) <= 80
