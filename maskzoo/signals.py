@@ -7,6 +7,7 @@ deep in a library: a thread reads what the interpreter's own handler writes into
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import shlex
@@ -183,7 +184,7 @@ def ending(arguments: Sequence[str]) -> Iterator[None]:
     if _program is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    end_by_signals(arguments)
+    _begin(arguments)
     try:
         yield
     finally:
@@ -194,9 +195,20 @@ def ending(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def end_by_signals(arguments: Sequence[str]) -> None:
-    """The same to the end of the process."""
+    """The same to the end of the process, whose code is settled when the interpreter begins to take itself down."""
+    _begin(arguments)
+    atexit.register(_ignore)  # ahead of all others, so that it is called after them
+
+
+def _begin(arguments: Sequence[str]) -> None:
     global _program
     _program = _Program(as_typed(arguments))
+
+
+def _ignore() -> None:
+    """Heed no more signals: Python puts the system's handlers back, which would end the program with another code."""
+    for number in _numbers():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def this_command() -> str | None:

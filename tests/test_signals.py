@@ -456,3 +456,20 @@ def test_handlers_are_put_back_when_a_command_ends():
     with ending(["list"]):
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_python_takes_itself_down_does_not_change_the_code(number: int):
+    code = (
+        "import os, sys\n"
+        "from maskzoo.signals import end_by_signals\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, process=os.getpid()):\n"
+        f"        kill(process, {int(number)})\n"
+        "late = Late()\n"
+        "end_by_signals(['train'])\n"
+        "sys.exit(75)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (75, "")
