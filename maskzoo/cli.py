@@ -385,7 +385,8 @@ def export(run: Path, to: str, folder: Path) -> None:
     from maskzoo.terminal import Console
     from maskzoo.trained import open_run
 
-    for sentence in write(open_run(run, Registry()), to, folder):
+    trained = open_run(run, Registry())
+    for sentence in [*trained.remarks, *write(trained, to, folder)]:
         Console(soft_wrap=True).print(sentence, highlight=False, markup=False)
 
 

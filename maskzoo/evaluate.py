@@ -68,8 +68,8 @@ def evaluate_run(path: Path, wishes: Wishes, registry: Registry, console: Consol
     plain = {"data": learnt_from if wishes.data is None else wishes.data}
     evaluators = _configured(plain, uses, wishes.settings, registry, console if wishes.evaluators is None else None)
     dataset: Dataset = make(registry, "dataset", plain["data"], "data")
-    for sentence in run.damaged:
-        console.print(f"{sentence}; going back to step {run.step}", style="yellow", highlight=False, markup=False)
+    for sentence in run.remarks:
+        console.print(sentence, style="yellow", highlight=False, markup=False)
     if dataset.channels != run.backbone.channels:
         raise RecipeError(
             f"--data: images of '{dataset.name}' have {dataset.channels} channels, and the run's backbone takes "

@@ -24,10 +24,8 @@ from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.marks import GENERATOR, is_run, remove_pictures, unused
 from maskzoo.measured import Measured
 from maskzoo.plain import (
-    FREE_KEYS,
     is_number,
     printable,
-    quoted,
     read_json,
     read_lines,
     replace,
@@ -36,7 +34,7 @@ from maskzoo.plain import (
     step_line,
     write_json,
 )
-from maskzoo.recipe import Recipe, completed, plain_of, read, write
+from maskzoo.recipe import differing, read, write
 from maskzoo.records import Record, gaps, steps_in
 from maskzoo.registry import Registry
 from maskzoo.sources import changes
@@ -372,24 +370,3 @@ class RunFolder:
         """Keep what was measured, in the place of what was measured alike; a `moment` of the run's own is over then."""
         if processes.first():
             write_json(self.path / "evaluation.json", measured.added(self.evaluation(), new, moment))
-
-
-def differing(
-    stored: Mapping[str, Any], recipe: Mapping[str, Any], registry: Registry, *, moved: bool = False
-) -> list[str]:
-    """A clause for each key in which a stored recipe and a session's differ, and that may not change midway.
-
-    A folder of data may have `moved` where something else knows its images again, as a checkpoint does.
-    """
-    # Through Recipe, so that a key which is newer than that run has its default there; so have plugins' options,
-    # save those that are None here and so not written.
-    plain, here = plain_of(Recipe.from_plain(stored)), shown(recipe)
-    known = shown(plain)
-    there = {key: value for key, value in shown(completed(plain, registry)).items() if key in known or key in here}
-    return [
-        f"recipe.{key} is {quoted(there.get(key))} there and {quoted(here.get(key))} here"
-        for key in sorted(there.keys() | here.keys())
-        if key.split("[")[0] not in FREE_KEYS
-        and not same_place(key, there.get(key), here.get(key))
-        and not (moved and key == "data.root")
-    ]

@@ -279,6 +279,7 @@ def _of_run(wish: Wish, run: Path, registry: Registry) -> Players:
                 strategy.setup(trained.objective)
     if strategy is None:
         strategy = trained.strategy
+    note += "".join(f"; {remark}" for remark in trained.remarks)
     if strategy.learners():
         note += "; what it has learnt is as the run left it, at every moment"
     if wish.ratio is not None:

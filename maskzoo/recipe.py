@@ -30,7 +30,19 @@ from maskzoo.blame import distribution_of, owner_of, plugin_error, refuses
 from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, MOST_STEPS, MOST_WORKERS, between
 from maskzoo.errors import ContractError, DataError, MaskZooError, PluginError, RecipeError
 from maskzoo.offers import refuse_half_written, wrong_declarations
-from maskzoo.plain import is_utf8, named, not_empty, parse_toml, printable, quoted, read_toml, same, shown
+from maskzoo.plain import (
+    FREE_KEYS,
+    is_utf8,
+    named,
+    not_empty,
+    parse_toml,
+    printable,
+    quoted,
+    read_toml,
+    same,
+    same_place,
+    shown,
+)
 from maskzoo.protocols import CurriculumSchedule, Part
 from maskzoo.registry import Kind, Registry, indefinite, nearest
 
@@ -270,6 +282,27 @@ def completed(plain: Any, registry: Registry, kind: Kind = "schedule") -> Any:
         for name, item in plain.items()
     }
     return {**defaults, **held}
+
+
+def differing(
+    stored: Mapping[str, Any], recipe: Mapping[str, Any], registry: Registry, *, moved: bool = False
+) -> list[str]:
+    """A clause for each key in which a stored recipe and a session's differ, and that may not change midway.
+
+    A folder of data may have `moved` where something else knows its images again, as a checkpoint does.
+    """
+    # Through Recipe, so that a key which is newer than that run has its default there; so have plugins' options,
+    # save those that are None here and so not written.
+    plain, here = plain_of(Recipe.from_plain(stored)), shown(recipe)
+    known = shown(plain)
+    there = {key: value for key, value in shown(completed(plain, registry)).items() if key in known or key in here}
+    return [
+        f"recipe.{key} is {quoted(there.get(key))} there and {quoted(here.get(key))} here"
+        for key in sorted(there.keys() | here.keys())
+        if key.split("[")[0] not in FREE_KEYS
+        and not same_place(key, there.get(key), here.get(key))
+        and not (moved and key == "data.root")
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ files and keys

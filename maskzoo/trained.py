@@ -17,7 +17,7 @@ from maskzoo.build import set_up_module
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.plain import named, read_json
 from maskzoo.protocols import Dataset
-from maskzoo.recipe import Recipe, make, read
+from maskzoo.recipe import Recipe, differing, make, read
 from maskzoo.registry import Registry
 
 
@@ -34,7 +34,7 @@ class Trained:
     _strategy: Any  # an nn.Module and a MaskingStrategy, or the function that builds it
     step: int  # of the checkpoint
     registry: Registry
-    damaged: Sequence[str] = ()  # a sentence for each newer checkpoint that could not be read
+    remarks: Sequence[str] = ()  # of newer checkpoints that cannot be read, and of a recipe.toml that was edited
 
     @functools.cached_property
     def strategy(self) -> Any:
@@ -68,8 +68,11 @@ def open_run(path: Path, registry: Registry) -> Trained:
     checkpoints = checkpoint.found(path / "checkpoints")
     if not checkpoints:
         raise RecipeError(f"the run '{path}' has no checkpoint yet; it has not come far enough")
-    recipe = Recipe.from_plain(read(path / "recipe.toml"))
+    beside = read(path / "recipe.toml")
     state, objective_state, damaged = checkpoint.newest_good(checkpoints)
+    plain, edited = _made_by(path, state, beside, registry)
+    remarks = [*(f"{one}; going back to step {state['step']}" for one in damaged), *edited]
+    recipe = Recipe.from_plain(plain)
     try:
         with torch.random.fork_rng(devices=[]), without_fetching():
             backbone: Any = make(registry, "backbone", recipe.backbone, "recipe.backbone")
@@ -80,7 +83,31 @@ def open_run(path: Path, registry: Registry) -> Trained:
     except (MaskZooError, RuntimeError, KeyError) as problem:
         raise RecipeError(f"the run '{path}' cannot be rebuilt: {problem}") from problem
     masker = functools.partial(_masker, path, recipe, objective, strategy_state, registry)
-    return Trained(path, recipe, objective.eval(), masker, state["step"], registry, damaged)
+    return Trained(path, recipe, objective.eval(), masker, state["step"], registry, remarks)
+
+
+def _made_by(
+    path: Path, state: Mapping[str, Any], beside: Mapping[str, Any], registry: Registry
+) -> tuple[Mapping[str, Any], list[str]]:
+    """The recipe that a checkpoint was made by, and a message where the recipe.toml beside it says something else.
+
+    Where the data lie is what recipe.toml says, since they may have moved.
+    """
+    held = state.get("recipe")
+    if not isinstance(held, Mapping):
+        return beside, []
+    data = beside.get("data")
+    if isinstance(data, Mapping) and isinstance(held.get("data"), Mapping) and "root" in data:
+        held = {**held, "data": {**held["data"], "root": data["root"]}}
+    try:
+        other = differing(beside, held, registry)
+    except MaskZooError as problem:
+        other = [str(problem)]
+    if not other:
+        return held, []
+    clauses = "; ".join(other).replace(" there and ", " there, and ").replace(" here", " in the checkpoint")
+    said = f"'{path / 'recipe.toml'}' was edited ({clauses}); the model is that of the recipe in the checkpoint"
+    return held, [said]
 
 
 def _masker(path: Path, recipe: Recipe, objective: Any, state: Mapping[str, Any], registry: Registry) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,9 +25,11 @@ from maskzoo.evaluate import Subject, Wishes, _evaluate, evaluate_backbone, eval
 from maskzoo.evaluation.classifier import Classifier
 from maskzoo.evaluation.features import WholeImages
 from maskzoo.evaluation.knn import KNearestNeighbours
+from maskzoo.export import export
 from maskzoo.protocols import define
 from maskzoo.recipe import Recipe
 from maskzoo.run import run
+from maskzoo.trained import open_run
 from maskzoo.weights import load_weights
 
 REGISTRY = Registry()
@@ -112,8 +115,10 @@ def test_whatever_one_evaluator_throws_the_others_measure(
 
 def test_an_evaluator_of_the_recipe_whose_plugin_is_gone_is_said_and_the_others_measure(tmp_path: Path):
     out = trained(tmp_path / "run")
-    recipe = (out / "recipe.toml").read_text()
-    (out / "recipe.toml").write_text(recipe.replace("evaluation = []", 'evaluation = ["gone", "knn"]'))
+    for path in found(out / "checkpoints"):  # as a run that was made with the plugin
+        state = torch.load(path, weights_only=True)
+        state["recipe"]["evaluation"] = [{"use": "gone"}, "knn"]
+        torch.save(state, path)
     console = listening()
     (entry,) = evaluate_run(out, Wishes(device="cpu"), REGISTRY, console)
     assert entry["evaluator"]["use"] == "knn"
@@ -309,3 +314,23 @@ def test_a_run_of_pretrained_weights_is_rebuilt_without_fetching_them(monkeypatc
     VitBackbone(**SMALL, pretrained=True)
     assert asked.count(True) == 1
     assert rebuilt.pretrained
+
+
+# ------------------------------------------------------------------------------------------------------ edited recipes
+def test_an_edited_recipe_makes_no_other_model_of_a_run(digits_run: Path, tmp_path: Path):
+    edited = Path(shutil.copytree(digits_run, tmp_path / "edited"))
+    recipe = (edited / "recipe.toml").read_text()
+    assert "num_heads = 2" in recipe  # one head has weights of the same shapes
+    (edited / "recipe.toml").write_text(recipe.replace("num_heads = 2", "num_heads = 1"))
+    as_trained, opened = open_run(digits_run, REGISTRY), open_run(edited, REGISTRY)
+    images = torch.rand(2, 1, *opened.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(opened.backbone(images), as_trained.backbone(images))
+    assert as_trained.remarks == []
+    (remark,) = opened.remarks
+    assert "backbone.options.num_heads is 1 there, and 2 in the checkpoint" in remark
+    console = listening()
+    evaluate_run(edited, Wishes(evaluators="knn:1", device="cpu"), REGISTRY, console)
+    assert "was edited (recipe.backbone.options.num_heads" in said(console)
+    assert export(opened, "safetensors", tmp_path / "exported")
+    assert '"num_heads": 2' in (tmp_path / "exported" / "config.json").read_text()
