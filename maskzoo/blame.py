@@ -107,7 +107,7 @@ def names_used(problem: BaseException) -> set[str]:
 
 def plugin_error(problem: BaseException, path: str = "") -> PluginError | None:
     """The PluginError that says whose bug a problem is; None where it is ours, or a message to the user already."""
-    if isinstance(problem, MaskZooError) or not isinstance(problem, Exception):
+    if isinstance(problem, MaskZooError) or not isinstance(problem, Exception | SystemExit):
         return None
     place = at_fault(problem)
     return None if place is None else PluginError(f"{path}{': ' if path else ''}{place}: {words_of(problem)}")
@@ -139,7 +139,7 @@ def blaming(path: str = "") -> Iterator[None]:
     """Raise a PluginError, beginning with the key's path, for what a plugin of another distribution raises inside."""
     try:
         yield
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:  # a plugin that ends the program is a bug too
         error = plugin_error(problem, path)
         if error is None:
             raise

@@ -22,8 +22,9 @@ from timm.optim import (
 from torch import nn
 
 from maskzoo.backbones import skeleton
-from maskzoo.blame import blaming, distribution_of, plugin_error, refuses
+from maskzoo.blame import blaming, distribution_of, plugin_error, refuses, titled
 from maskzoo.bounds import MOST_STEPS
+from maskzoo.checks import kind_of
 from maskzoo.defaults import settled
 from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, PluginError, RecipeError
@@ -40,6 +41,7 @@ from maskzoo.protocols import (
     MaskingStrategy,
     Objective,
     Part,
+    Strategy,
     counted,
 )
 from maskzoo.recipe import MaskingRecipe, OptimizerRecipe, Recipe, TrainRecipe, Use, describe, make, make_dial, plain_of
@@ -122,7 +124,10 @@ def build(
     ratio = schedule(choose_ratio(recipe.masking, objective), "recipe.masking.ratio")
     least_hidden, least_shown = check_ratio(ratio, strategy, objective, moments)
     curriculum: CurriculumSchedule = make(
-        registry, "schedule", choose_curriculum(recipe.masking, strategy), "recipe.masking.curriculum"
+        registry,
+        "schedule",
+        choose_curriculum(recipe.masking, strategy),
+        curriculum_path(recipe.masking, strategy),
     )
     with blaming("recipe.masking.curriculum"):
         set_up(curriculum, steps / steps_in_epoch, steps)
@@ -135,9 +140,6 @@ def build(
 
     joint = [learner for learner in strategy.learners() if learner.learning == "joint"]
     alternate = [learner for learner in strategy.learners() if learner.learning == "alternate"]
-    for learner in strategy.learners():
-        if not any(parameter.requires_grad for parameter in learner.parameters()):
-            raise RecipeError(f"recipe.masking.strategy: '{learner.name}' learns, but has no parameter to train")
     if engine.sharded and joint:
         raise RecipeError(
             f"recipe.train.parallel: the loss of strategy '{joint[0].name}' joins the model's, and such a strategy "
@@ -319,6 +321,12 @@ def choose_curriculum(masking: MaskingRecipe, strategy: MaskingStrategy) -> Use:
     return 0.0 if strategy.default_curriculum is None else strategy.default_curriculum
 
 
+def curriculum_path(masking: MaskingRecipe, strategy: MaskingStrategy) -> str:
+    """Where the schedule of the factor stands, for messages: in the recipe, or in the strategy's class."""
+    own = masking.curriculum is None and strategy.default_curriculum is not None
+    return f"default_curriculum of {titled('strategy', strategy)}" if own else "recipe.masking.curriculum"
+
+
 def choose_ratio(masking: MaskingRecipe, objective: Objective) -> Use:
     """The share of hidden patches: the recipe's, or what suits the objective."""
     return objective.default_ratio if masking.ratio is None else masking.ratio
@@ -371,7 +379,8 @@ def points(steps: int) -> list[float]:
 
 
 def check_needs(strategy: MaskingStrategy, objective: Objective, dataset: Dataset) -> None:
-    """Refuse a strategy or an objective whose needs nobody here meets."""
+    """Refuse a strategy or an objective whose needs nothing here meets, and a learner that cannot learn."""
+    _refuse_unable(strategy)
     backbone = objective.backbone
     labels = ["labels"] if dataset.classes is not None else []
     for path, who, needs in (
@@ -558,6 +567,25 @@ def _refuse_other_classes(objective: Any, dataset: Dataset) -> None:
             f"recipe.objective.classes: the data '{dataset.name}' have {len(dataset.classes)} classes, not {told}; "
             "leave it open"
         )
+
+
+def _refuse_unable(strategy: MaskingStrategy) -> None:
+    """Refuse learners that are none, have no parameter to train, or one whose size only a first step would tell."""
+    path = "recipe.masking.strategy"
+    learners: Any = strategy.learners()
+    if not isinstance(learners, list | tuple) or not all(isinstance(one, Strategy) for one in learners):
+        raise ContractError(
+            f"{path}: {titled('strategy', strategy)} returned {kind_of(learners)} from learners(); a list of "
+            "maskzoo.Strategy is needed"
+        )
+    if any(nn.parameter.is_lazy(one) for one in strategy.parameters()):
+        raise ContractError(
+            f"{path}: {titled('strategy', strategy)} has a lazy module, whose parameters have no size before a first "
+            "step; give it its size in setup(objective)"
+        )
+    for learner in learners:
+        if not any(parameter.requires_grad for parameter in learner.parameters()):
+            raise RecipeError(f"{path}: {titled('strategy', learner)} learns, but has no parameter to train")
 
 
 def _refuse_lost_parameters(strategy: Any) -> None:

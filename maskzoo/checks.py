@@ -35,6 +35,18 @@ def checked_mask(strategy: Any, method: str, mask: object, context: MaskingConte
     return mask
 
 
+def checked_active(strategy: Any, context: MaskingContext) -> list[tuple[Any, MaskingContext]]:
+    """The strategies in play, each with its context. Raises ContractError where active() returned anything else."""
+    playing: Any = strategy.active(context)
+    pairs = isinstance(playing, list | tuple) and all(isinstance(one, tuple) and len(one) == 2 for one in playing)
+    if not pairs or not all(isinstance(seen, MaskingContext) for _, seen in playing):
+        raise ContractError(
+            f"strategy '{strategy.name}' ({_owner(strategy, 'active')}) returned {kind_of(playing)} from active(); a "
+            "list of (strategy, context) is needed"
+        )
+    return list(playing)
+
+
 def checked_outcome(objective: Any, outcome: object) -> Outcome:
     """What an objective has returned. Raises ContractError where that is no outcome with a loss [] and its graph."""
     where = f"objective '{objective.name}' ({_owner(objective, 'forward')})"

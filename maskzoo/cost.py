@@ -26,10 +26,12 @@ from maskzoo.build import (
     check_ratio,
     choose_curriculum,
     choose_ratio,
+    curriculum_path,
     make_backbone,
     points,
     set_up_module,
 )
+from maskzoo.checks import checked_active
 from maskzoo.data.batches import steps_in_epoch
 from maskzoo.defaults import settled
 from maskzoo.errors import DataError, MaskZooError, RecipeError
@@ -402,7 +404,10 @@ def _dials(recipe: Recipe, registry: Registry, shape: Any, step: _Step) -> Dials
     epochs, steps = _length(recipe, shape)
     ratio: Any = make_dial(registry, choose_ratio(recipe.masking, step.objective), "recipe.masking.ratio")
     factor: Any = make(
-        registry, "schedule", choose_curriculum(recipe.masking, step.strategy), "recipe.masking.curriculum"
+        registry,
+        "schedule",
+        choose_curriculum(recipe.masking, step.strategy),
+        curriculum_path(recipe.masking, step.strategy),
     )
     for schedule, path in ((ratio, "recipe.masking.ratio"), (factor, "recipe.masking.curriculum")):
         with blaming(path):
@@ -423,6 +428,7 @@ def _counted(recipe: Recipe, step: _Step, dials: Dials) -> Costs:
         moment = context.count, by_rank and context.factor > 0, by_rank, progress if composed else None
         if moment not in known:
             with explaining(step.strategy, step.objective, context):
+                checked_active(step.strategy, context)
                 own, learners = step.of_model(context), step.of_learners(context)
             known[moment] = {name: own[name] + learners[name] / recipe.masking.strategy_every for name in own}
         moments.append(known[moment])

@@ -133,11 +133,18 @@ def faults(kind: Kind, cls: type) -> Iterator[str]:
         decorator = "@dataclass" if dataclasses.is_dataclass(cls) else "@attrs.define"
         yield f"class {cls.__qualname__} is decorated with {decorator}, and a module needs maskzoo.define"
         return
+    if kind == "strategy" and not _keeps_parameters(cls):
+        yield (
+            f"class {cls.__qualname__} overrides nn.Module's __setattr__, so its parameters would be lost; decorate it "
+            "with maskzoo.define"
+        )
+        return
     if kind == "strategy":
         yield from _unwritten(cls)
     yield from wrong_declarations(kind, cls)
     for name, values in CALLS.get(kind, {}).items():
-        if not _takes(getattr(cls, name, None), len(values) + 1):
+        bound = isinstance(inspect.getattr_static(cls, name, None), staticmethod)  # it is not given itself
+        if not _takes(getattr(cls, name, None), len(values) + (not bound)):
             yield f"{name}{inspect.signature(getattr(cls, name))} cannot be called as {name}({', '.join(values)})"
 
 
@@ -203,6 +210,14 @@ def _is_module(cls: type) -> bool:
     from torch import nn
 
     return issubclass(cls, nn.Module)
+
+
+def _keeps_parameters(cls: type) -> bool:
+    """Whether nn.Module sees what is assigned to an instance."""
+    from torch import nn
+
+    kept: Any = nn.Module.__setattr__
+    return cls.__setattr__ is kept
 
 
 def _takes(method: Any, count: int) -> bool:

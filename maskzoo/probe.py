@@ -16,7 +16,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from maskzoo.blame import names_used, owner_of, plugin_error, titled
+from maskzoo.blame import at_fault, names_used, owner_of, plugin_error, titled
+from maskzoo.checks import checked_active
 from maskzoo.engine import Engine
 from maskzoo.errors import ContractError, PluginError
 from maskzoo.protocols import Batch, MaskingContext
@@ -94,7 +95,10 @@ def explaining(strategy: Any, objective: Any, context: MaskingContext) -> Iterat
     """Say whose bug it is that something inside raises, and which need may not have been declared."""
     try:
         yield
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
+        place = at_fault(problem)
+        if isinstance(problem, ContractError) and place and place.split(" (")[0] not in str(problem):
+            raise ContractError(f"{place}: {problem}") from problem  # what ours refuse, called by a plugin
         bug = plugin_error(problem)
         if bug is None:
             raise
@@ -137,7 +141,7 @@ def _moments(strategy: Any, context_at: Callable[[float], MaskingContext]) -> li
         context = context_at(progress)
         with explaining(strategy, context.student, context):
             context = context.counted_by(strategy)
-            playing = strategy.active(context)
+            playing = checked_active(strategy, context)
         ranked = tuple((id(one), _by_rank(seen)) for one, seen in playing)
         known.setdefault(ranked, progress)
     return list(known.values())
@@ -149,7 +153,7 @@ def _by_rank(context: MaskingContext) -> int:
     return 0 if not taken else 1 if context.factor > 0 else -1
 
 
-def _undeclared(problem: Exception, strategy: Any, objective: Any, context: MaskingContext) -> str:
+def _undeclared(problem: BaseException, strategy: Any, objective: Any, context: MaskingContext) -> str:
     """A hint at the need that a plugin has not declared, where it met a None."""
     if not isinstance(problem, AttributeError | TypeError) or "NoneType" not in str(problem):
         return ""

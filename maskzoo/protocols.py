@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from maskzoo import processes
-from maskzoo.blame import owner_of, titled
+from maskzoo.blame import titled
 from maskzoo.errors import ContractError
 from maskzoo.guard import Guard
 from maskzoo.mask import Mask
@@ -245,11 +245,11 @@ def visible_rounded_down(ratio: float, patches: int) -> int:
 def counted(strategy: MaskingStrategy, ratio: float, patches: int) -> int:
     """H by a strategy's rounding rule. Raises ContractError where that is no whole number in [0, N]."""
     count: Any = strategy.count(ratio, patches)
-    where = f"strategy '{strategy.name}'"
+    who = titled("strategy", strategy)
     if isinstance(count, bool) or not hasattr(count, "__index__") or (isinstance(count, Tensor) and count.numel() != 1):
-        raise ContractError(f"{where} ({owner_of(type(strategy))}) counts {count!r} patches; count() is a whole number")
+        raise ContractError(f"{who} counts {count!r} patches; count() is a whole number")
     if not 0 <= count <= patches:
-        raise ContractError(f"{where} would hide {count} of {patches} patches at ratio {ratio:g}")
+        raise ContractError(f"{who} would hide {count} of {patches} patches at ratio {ratio:g}")
     return int(count)
 
 

@@ -124,6 +124,22 @@ MISTAKES = {  # source -> words that the message has besides the plugin's distri
     "a module of its own": ("class Bad(torch.nn.Module):\n    name = 'dark'\n    def scores(self, context):\n        return 1\n", "maskzoo.Strategy"),
     "a setup that raises": (plain("def setup(self, objective):\n    self.x = objective.bacbone"), "AttributeError"),
     "a setup that unpacks too much": (plain("def setup(self, objective):\n    a, b, c = objective.backbone.grid"), "ValueError"),
+    "a frozen class": (plain("x: int = 1").replace("@define", "@attrs.frozen"), "maskzoo.define"),
+    "a count below none": (plain("def count(self, ratio, patches):\n    return -1"), "would hide -1"),
+    "a count above all": (plain("def count(self, ratio, patches):\n    return patches + 1"), "would hide 65"),
+    "a mask of scores in three dimensions": (
+        plain("def mask(self, context):\n    return Mask.hide_top(torch.rand(2, 3, 4), 3)"),
+        "[2, 3, 4]",
+    ),
+    "a learner of nothing": (
+        learner("return outcome.loss").replace("torch.nn.Linear(objective.backbone.token_dim, 1)", "abs"),
+        "no parameter to train",
+    ),
+    "a lazy network": (learner("return mask.scores.mean()").replace("Linear(objective.backbone.token_dim,", "LazyLinear("), "lazy"),
+    "no list of learners": (plain("def learners(self):\n    pass"), "from learners()"),
+    "no list of the active": (plain("def active(self, context):\n    pass"), "from active()"),
+    "an end of the program": (ranked("raise SystemExit(3)"), "SystemExit"),
+    "a misspelt curriculum": (plain("default_curriculum = 'adversery'"), "did you mean 'adversary'?"),
     "a setup of no values": (plain("def setup(self):\n    pass"), "setup(objective)"),
 }  # fmt: skip
 
@@ -158,6 +174,10 @@ def test_cost_tells_the_same_mistakes(kind: str):
         flops_per_image(tiny_recipe("dark", data="digits"), registry_with(source)[0])
     assert words in str(caught.value)
     assert "maskzoo-dark 0.1 (" in str(caught.value)
+
+
+def test_a_count_that_is_a_static_method_is_called_as_one():
+    built(registry_with(plain("@staticmethod\ndef count(ratio, patches):\n    return int(ratio * patches)"))[0])
 
 
 def test_a_mistake_in_a_late_part_of_a_switch_is_told_too():

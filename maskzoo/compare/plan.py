@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from maskzoo import measured
-from maskzoo.build import choose_curriculum, points, refuse_meaningless
+from maskzoo.build import choose_curriculum, curriculum_path, points, refuse_meaningless
 from maskzoo.compare.keeping import GENERATOR, begin, read_plan
 from maskzoo.compare.report import folder_name
 from maskzoo.cost import flops_per_image, shape_of, steps_of
@@ -215,7 +215,7 @@ def _row(name: str, plain: Mapping[str, Any], registry: Registry) -> Row:
         recipe = Recipe.from_plain(plain)
         strategy = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
         use = choose_curriculum(recipe.masking, strategy)
-        curriculum = make(registry, "schedule", use, "recipe.masking.curriculum")
+        curriculum = make(registry, "schedule", use, curriculum_path(recipe.masking, strategy))
         set_up(curriculum, recipe.train.epochs, POINTS)
         refuse_meaningless(curriculum, strategy, points(POINTS))
         shape = shape_of(recipe, registry)
