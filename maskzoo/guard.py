@@ -1,6 +1,6 @@
-"""What no step may be built on: scores that are not finite, and inputs that somebody changed in place.
+"""What no step may be built on: scores that are not finite, and inputs that were changed in place.
 
-Nobody waits for the device to notice either: scores are counted there, and torch counts the changes of a tensor.
+Neither check waits for the device: scores are counted there, and torch counts the changes of a tensor.
 Shapes: B images, N patches.
 """
 

@@ -1,4 +1,4 @@
-"""What was measured of a model, as `evaluation.json` keeps it: one format whoever measured, read without torch.
+"""What was measured of a model, as `evaluation.json` keeps it: one format for all who measure, read without torch.
 
 {"measured": ["before", "after"],                  the moments at which a run has measured itself
  "evaluations": [{"evaluator": {"use": "knn", "k": 20, ...}, "changed": [], "when": "after", "step": 100,

@@ -76,7 +76,7 @@ def quoted(value: object) -> str:
 
 MOST_BYTES = 2**28  # of a file that is read as one JSON or TOML value
 MOST_IN_LINE = 2**24  # bytes of a line of a file that is read line by line
-DEEPEST = 100  # tables and lists within each other; whoever walks through them recurses
+DEEPEST = 100  # tables and lists within each other; code that walks through them recurses
 HANDED = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what a shell hands over, e.g. by <(...), may be a pipe
 KINDS: Mapping[type, str] = {dict: "a table of values", list: "a list"}
 REQUIRED: Any = object()
@@ -234,7 +234,7 @@ def _regular(path: Path) -> int:
 
 
 def _checked(value: Any, where: str, kind: type, *, finite: bool) -> Any:
-    """The same value; DataError where it is of another kind, too deep, or holds a number that nobody can use."""
+    """The same value; DataError where it is of another kind, too deep, or holds a number that is not usable."""
     if not isinstance(value, kind):
         raise DataError(f"{where} cannot be read: expected {KINDS.get(kind, kind.__name__)}")
     waiting: list[tuple[str, int, Any]] = [("", 0, value)]
@@ -287,7 +287,7 @@ def _sayable(plain: Any) -> Any:
 def replace(path: Path, content: str | bytes) -> None:
     """Write a file beside, and rename it into place when all of it is on the disk; OSError leaves what was there.
 
-    The file beside is always a new one, under a name that nobody can have put a link at.
+    The file beside is always a new one, under a name at which no link can lie in wait.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:

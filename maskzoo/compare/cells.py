@@ -222,7 +222,7 @@ def _baseline(
 ) -> tuple[str, list[str]]:
     """The name of the cell that the others are compared with, and what must be said about that.
 
-    Unless somebody wishes for one, it is the first of the cells that were `given`, or the plainest of those found.
+    Unless one is asked for, it is the first of the cells that were `given`, or the plainest of those found.
     """
     known = [cell.name for cell in whole if cell.name != UNTRAINED]
     if wished is not None and wished not in cells:

@@ -1,7 +1,7 @@
 """What a comparison writes into its folder, and how it knows again what it has written there.
 
 A folder is a comparison's by `comparison.json` alone, which lists every file of the report and of the plan; a plan or
-a page of an older MaskZoo is known by its form. Files that are not listed are somebody else's.
+a page of an older MaskZoo is known by its form. Files that are not listed belong to others.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from maskzoo.errors import MaskZooError
 from maskzoo.listing import Listing
 from maskzoo.plain import json_text, printable, read_bytes
 
-PUBLISHED = frozenset(  # of environment.json; what is not named here may say who somebody is, and stays with the run
+PUBLISHED = frozenset(  # of environment.json; what is not named here may identify a person, and stays with the run
     (
         *("generator", "date", "processes", "device", "device_name", "cpu", "python", "platform", "threads"),
         *("precision", "versions", "plugins", "used", "images", "classes", "image_size", "parameters", "steps"),
@@ -51,7 +51,7 @@ def report(
     `asked` are the options of the plan, for the page; `with_command` keeps beside each recipe also what was typed, by
     whom and where (it may hold passwords). `scores` chooses those of table.tex; what was never measured is a remark.
 
-    Raises RecipeError where there is nothing to compare or where `out` holds files of somebody else, or another
+    Raises RecipeError where there is nothing to compare or where `out` holds files of others, or another
     comparison and `another` is not to be replaced, and MaskZooError where `out` cannot be written to.
     """
     comparison = gather(paths, baseline, equal=equal, flops=flops)
