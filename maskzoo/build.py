@@ -240,7 +240,7 @@ def make_engine(train: TrainRecipe) -> Engine:
     sharded = train.parallel == "fsdp2" and world() > 1
     shares = world() * train.accumulate
     if train.batch % shares:
-        micro = f" x {train.accumulate} micro-batches" if train.accumulate > 1 else ""
+        micro = f" x {train.accumulate} micro-batches (train.accumulate)" if train.accumulate > 1 else ""
         raise RecipeError(
             f"recipe.train.batch_size: is that of all processes together, and {train.batch} images do not divide "
             f"among {world()} processes{micro}; {round(train.batch / shares) * shares or shares} would"

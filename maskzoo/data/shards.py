@@ -166,12 +166,12 @@ def find_shards(root: Path, split: str, key: str) -> list[Path]:
         for pattern in _numbered(split):
             if any(sign in pattern for sign in "*?["):
                 files += sorted(root.glob(pattern))
-            elif pattern != split or (root / pattern).is_file():
+            elif pattern != split or os.path.isfile(root / pattern):  # False also for a name that no file can have
                 files.append(root / pattern)
     if not files:
         raise RecipeError(f"no shard in '{root}' is meant by '{split}'; write a pattern such as train-*.tar", key=key)
     for file in files:
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise DataError(f"the shard '{file}' is missing, of those that `data.{key}` names")
     return files
 
