@@ -36,6 +36,7 @@ def said(*stretches: tuple[int, dict[str, float]], steps: int = STEPS, start: in
 # -------------------------------------------------------------------------------------------------------------- spread
 @given(images=st.integers(8, 32), patches=st.integers(4, 64), share=st.floats(0.01, 0.99), seed=st.integers(0, 2**16))
 @settings(max_examples=25, deadline=None)
+@pytest.mark.slow
 def test_random_masks_never_set_off_an_alarm(images: int, patches: int, share: float, seed: int):
     hidden = min(max(1, round(share * patches)), patches - 1)
     alarms = Alarms(WARM_UP_STEPS)

@@ -138,6 +138,7 @@ FACE = ROOT / "maskzoo" / "__init__.py"  # names everything, under TYPE_CHECKING
 
 
 @pytest.mark.parametrize("path", [path for path in CORE if path != FACE], ids=label)
+@pytest.mark.sampled(38)
 def test_imports_point_downwards_only(path: Path):
     assert room(path) in LEVEL_OF, f"say in LEVELS where '{room(path)}' belongs"
     tree = tree_of(path)
@@ -317,6 +318,7 @@ class Draws(ast.NodeVisitor):
 
 
 @pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=label)
+@pytest.mark.sampled(41)
 def test_nothing_draws_from_a_global_generator(path: Path):
     assert Draws(path.read_text(encoding="utf-8"), label(path)).found == []
 

@@ -250,7 +250,7 @@ def test_an_epoch_of_a_stream_shows_each_image_at_most_once_and_epochs_differ() 
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_stream_is_the_same_for_any_number_of_workers_and_from_any_start(workers: int) -> None:
     whole = some(river(), steps=9, batch_size=12)
     for start in (0, 2, 5):

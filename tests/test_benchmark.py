@@ -109,6 +109,7 @@ def test_a_precision_without_hardware_is_skipped_with_a_sentence(
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.slow
 def test_a_missing_rival_is_left_out_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

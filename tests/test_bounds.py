@@ -80,6 +80,7 @@ def test_options_that_an_optimizer_does_not_take_are_refused(options: dict[str, 
 
 
 @pytest.mark.parametrize("curriculum", ["linear:5:0", "linear:0:5"])
+@pytest.mark.sampled(1)
 def test_a_schedule_out_of_range_names_its_option(curriculum: str):
     option = "start" if curriculum == "linear:5:0" else "end"
     with pytest.raises(RecipeError, match=rf"^recipe\.masking\.curriculum: .*its {option} is 5"):

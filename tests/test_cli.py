@@ -186,6 +186,7 @@ def test_a_curriculum_for_a_masker_that_knows_no_hardness_is_refused_with_what_i
 
 
 @pytest.mark.parametrize("value", ["-1", "0", "0.5"])
+@pytest.mark.sampled(1)
 def test_a_number_is_a_schedule_at_the_command_line_too(value: str):
     assert train("--masker", "attmask", "--schedule", value).exit_code == 0
 
@@ -327,6 +328,7 @@ def test_a_key_set_in_a_section_of_defaults_keeps_the_others_of_it():
     assert options == {"embed_dim": 48, "depth": 2, "num_heads": 4}
 
 
+@pytest.mark.slow
 def test_another_backbone_keeps_how_images_are_cut_but_not_the_options_of_the_old_one():
     backbone = {"timm": "vit_tiny_patch16_224", "patch_size": 4, "options": {"depth": 4}}
     path = Path("recipe.toml")

@@ -134,6 +134,7 @@ def stages_of(backbone: CnnBackbone) -> list[nn.Module]:
 
 # --------------------------------------------------------------------------------------------------- zero pixels, both
 @pytest.mark.parametrize("case", [*FEW, *OTHERS], ids=str)
+@pytest.mark.sampled(1)
 def test_zeroed_pixels_give_what_timm_makes_of_a_blanked_image(case: Case):
     backbone = shared(case)
     images, mask = pictures(backbone), some_hidden()
@@ -151,6 +152,7 @@ def test_zeroed_pixels_give_what_timm_makes_of_a_blanked_image(case: Case):
 
 @both_ways
 @few_models
+@pytest.mark.sampled(1)
 def test_nothing_in_a_hidden_pixel_reaches_the_latent(case: Case, hidden: str):
     backbone = shared(case, hidden)
     images, mask = pictures(backbone), some_hidden()
@@ -326,6 +328,7 @@ def test_a_mask_whose_count_differs_by_image_is_for_zeroed_pixels_alone():
     assert sparse(images).shape == (IMAGES, UNITS, 24)
 
 
+@pytest.mark.slow
 def test_recomputing_masked_convolutions_is_refused_since_the_mask_is_gone_by_then():
     backbone = build(CONVNEXT, "masked-convolution")
     recompute(backbone)
@@ -450,6 +453,7 @@ def test_a_run_moves_the_model(case: Case, strategy: Any, hidden: str):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "convnextv2_atto", "efficientnet_b0"])
+@pytest.mark.sampled(1)
 def test_a_network_that_ends_in_one_map_is_taken(name: str):
     assert CnnBackbone.adapts(skeleton(name))
 
@@ -484,6 +488,7 @@ def test_options_that_change_the_stride_change_the_unit():
     assert build(RESNET, data_size=(32, 200 + 56)).grid == (4, 8)
 
 
+@pytest.mark.slow
 def test_drop_path_reaches_timm_and_a_network_without_any_is_built_only_if_none_is_asked_for():
     backbone = build(CONVNEXT, drop_path=0.5)
     assert any(type(module).__name__ == "DropPath" for module in backbone.model.modules())

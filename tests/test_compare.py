@@ -539,6 +539,7 @@ class Page(HTMLParser):
         self.words += data
 
 
+@pytest.mark.slow
 def test_the_report_is_one_whole_page_that_loads_nothing(tmp_path: Path):
     paths = make_runs(tmp_path, CLEAR)
     out = tmp_path / "out"

@@ -168,6 +168,7 @@ def test_equal_time_gives_a_slow_masker_fewer_steps(tmp_path: Path):
     assert [row.steps for row in plan.rows] == [1000, 250]
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing_and_says_what_it_costs(tmp_path: Path):
     plan = made(tmp_path / "out", keep=False, equal="time")
     console = Console(record=True, width=150)
@@ -309,6 +310,7 @@ def test_a_signal_that_comes_while_a_run_is_being_built_stops_it(tmp_path: Path,
 
 
 @pytest.mark.usefixtures("uncounted")
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_of_a_run_lets_no_other_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plan = made(tmp_path, "random,block", seeds="1", recipe={**base(steps=2), "evaluation": []})
     save = maskzoo.run.checkpoint.save

@@ -195,6 +195,7 @@ def test_a_report_on_a_published_model_is_whole(tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 def test_models_alone_can_be_compared(tmp_path: Path):
     first = model(tmp_path / "a", entry({"top1": 0.9}), weights=None)
     second = model(tmp_path / "b", entry({"top1": 0.8}), weights=None)

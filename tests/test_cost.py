@@ -56,6 +56,7 @@ def test_a_step_of_mae_costs_what_a_count_by_hand_says(ratio: float, hidden: int
     assert (costs.teacher, costs.strategy, costs.strategy_parameters) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_teacher_costs_a_forward_pass_on_the_whole_image():
     costs = costs_of("attmask")
     assert costs.model == costs_of().model
@@ -63,6 +64,7 @@ def test_a_teacher_costs_a_forward_pass_on_the_whole_image():
     assert costs.strategy == 0  # ranking is no matrix product
 
 
+@pytest.mark.slow
 def test_a_teacher_is_not_asked_by_a_strategy_that_is_neutral(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("maskzoo.cost.MOMENTS", 2)
     assert costs_of("attmask", masking={"curriculum": 0.0}).teacher == 0
@@ -102,6 +104,7 @@ def test_a_moving_ratio_costs_its_mean_over_the_run(monkeypatch: pytest.MonkeyPa
     assert moving == pytest.approx(costs_of(ratio=0.5).model, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_step_accumulated_or_of_another_batch_size_costs_an_image_the_same():
     assert costs_of(train={"batch_size": 8, "accumulate": 2}).total == costs_of().total
 
@@ -117,7 +120,7 @@ def test_a_step_accumulated_or_of_another_batch_size_costs_an_image_the_same():
     ],
     ids=lambda value: value if isinstance(value, str) else value["use"],
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 def test_every_strategy_can_be_counted_or_is_refused(backbone: str, objective: Any, strategy: Any):
     masking = {"curriculum": -1.0} if strategy != "block" else {}
     sections = {"backbone": BACKBONES[backbone], "objective": objective, "masking": masking}
@@ -140,7 +143,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 def test_every_family_of_backbones_can_be_counted_without_values(backbone: str):
     costs = costs_of("random", 0.5, backbone=BACKBONES[backbone])
     assert costs.device == "meta"
@@ -168,6 +171,7 @@ class WithPeeking:
         return Peeking if name == "peeking" else REGISTRY.find(kind, name)
 
 
+@pytest.mark.slow
 def test_who_looks_at_values_is_counted_on_images_of_zeros():
     Peeking.seen.clear()
     registry: Any = WithPeeking()
@@ -197,6 +201,7 @@ def test_nothing_large_is_held_and_nothing_is_downloaded():
     assert costs.parameters > 1e9
 
 
+@pytest.mark.slow
 def test_a_recipe_that_could_not_be_trained_is_refused():
     with pytest.raises(RecipeError, match=r"recipe\.masking\.ratio: .* hides everything"):
         costs_of(ratio=0.999)
@@ -261,6 +266,7 @@ def test_the_length_of_a_run_is_told_by_the_recipe_or_by_the_data():
 SMALL = ["--set", "backbone.options.depth=1", "--set", "objective.decoder_depth=1"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_each_part_and_the_multiple():
     result = CliRunner().invoke(main, ["cost", *SMALL, "--masker", "attmask"], env={"COLUMNS": "120"})
     assert result.exit_code == 0, result.output

@@ -31,6 +31,7 @@ def test_decimal_ratios_hide_what_is_asked(ratio: float, patches: int, hidden: i
     assert {rule().count(ratio, patches) for rule in RULES.values()} == {hidden}
 
 
+@pytest.mark.slow
 def test_where_no_whole_number_is_asked_the_papers_rounding_stays():
     for patches in range(1, MOST + 1):
         for percent in range(1, 100, 3):
@@ -59,6 +60,7 @@ def test_a_ratio_that_is_advised_for_parts_that_differ_is_one_where_they_agree()
             assert abs(advised - ratio) <= 1 / patches
 
 
+@pytest.mark.slow
 def test_a_ratio_that_leaves_one_patch_trains():
     session = tiny_session(masking={"ratio": 63 / 64})
     assert session.strategy.count(63 / 64, 64) == 63

@@ -81,6 +81,7 @@ def test_a_named_backbone_is_the_real_one_even_where_the_digits_recipe_shrinks_i
     assert backbone.dim == 192
 
 
+@pytest.mark.slow
 def test_your_own_images_alone_are_learnt_by_a_small_vit(photos: Path):
     recipe = Recipe.from_plain(plain(data=str(photos)))
     assert make_backbone(recipe.backbone, noise_images(), REGISTRY).dim == 384
@@ -283,6 +284,7 @@ def test_every_recipe_says_what_it_is_trained_with():
         assert "lr" in sections["optimizer"], path
 
 
+@pytest.mark.slow
 def test_what_digits_cost_is_what_they_cost_before():
     assert flops_per_image(Recipe.from_plain(plain()), REGISTRY).total == pytest.approx(0.02533e9, rel=1e-3)
 

@@ -52,6 +52,7 @@ def listen_for_nan(objective: Any, names: list[str]) -> None:
             module.register_forward_hook(hear)
 
 
+@pytest.mark.slow
 def test_the_module_that_a_step_drew_bad_is_blamed_and_none_that_another_draw_would_spoil():
     """Each block goes bad by what its own dropout draws, so that another draw blames another, or none."""
     blamed = set()

@@ -38,6 +38,7 @@ def test_a_network_without_learning_is_told():
     assert "learning = 'no'" in sentence
 
 
+@pytest.mark.slow
 def test_a_learner_whose_factor_stays_zero_is_told():
     (sentence,) = doubts(learner("return context.factor * mask.scores.square().mean()"))
     assert "default_curriculum" in sentence
@@ -50,6 +51,7 @@ def test_a_learner_whose_factor_stays_zero_is_told():
     ("masking", "key"), [({"optimizer": {"lr": 0.1}}, "masking.optimizer"), ({"strategy_every": 2}, "strategy_every")]
 )
 @pytest.mark.parametrize("strategy", ["dark", "random"])
+@pytest.mark.sampled(1)
 def test_keys_without_effect_are_told(strategy: str, masking: dict, key: str):
     source = learner("return mask.scores.square().mean()", "joint")
     (sentence,) = doubts(source, strategy, masking=masking)
@@ -57,6 +59,7 @@ def test_keys_without_effect_are_told(strategy: str, masking: dict, key: str):
     assert doubts(source.replace("joint", "alternate"), "dark", masking=masking) == []
 
 
+@pytest.mark.slow
 def test_a_decay_without_a_teacher_is_told():
     (sentence,) = doubts(plain("pass"), "random", teacher={"decay": 0.5})
     assert sentence.startswith("recipe.teacher.decay has no effect")

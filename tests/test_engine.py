@@ -94,6 +94,7 @@ def test_lower_precision_follows_fp32_closely(precision: str):
     assert all(weight.dtype == torch.float32 for weight in session.objective.parameters())
 
 
+@pytest.mark.slow
 def test_an_fp16_overflow_is_skipped_and_the_scale_comes_down_and_is_kept():
     session = tiny_session(train={"steps": 4, "precision": "fp16"})
     session.mover.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
@@ -220,6 +221,7 @@ def test_compiled_blocks_keep_their_names_and_figures_and_do_not_recompile_as_th
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_learners_move_only_every_so_many_steps():
     session = tiny_session("clmae", masking={"strategy_every": 3}, optimizer={"lr": 1e-3}, train={"steps": 7})
     states, figures = [state_of(session.strategy)], []

@@ -113,6 +113,7 @@ def test_whatever_one_evaluator_throws_the_others_measure(
     assert words in said(console)
 
 
+@pytest.mark.slow
 def test_an_evaluator_of_the_recipe_whose_plugin_is_gone_is_said_and_the_others_measure(tmp_path: Path):
     out = trained(tmp_path / "run")
     for path in found(out / "checkpoints"):  # as a run that was made with the plugin
@@ -141,6 +142,7 @@ def folder_of_images(root: Path, broken: int, images: int = 10) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_counted_and_said(tmp_path: Path):
     console = listening()
     data = {"use": "folder", "root": str(folder_of_images(tmp_path / "data", broken=1))}
@@ -169,6 +171,7 @@ def test_too_many_unreadable_images_are_no_measurement(tmp_path: Path):
         (torch.OutOfMemoryError("no memory\nat all"), "OutOfMemoryError: no memory"),
     ],
 )
+@pytest.mark.sampled(1)
 def test_a_run_says_which_of_its_evaluations_could_not_be_made_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ):
@@ -214,6 +217,7 @@ def test_two_fine_tunings_have_the_same_names_before_and_after_training(tmp_path
 
 # -------------------------------------------------------------------------------------------------- damaged on the disk
 @pytest.mark.parametrize("text", ['{"evaluations": [', "[]", "3"])
+@pytest.mark.sampled(1)
 def test_a_damaged_record_is_said_before_anything_is_measured(digits_run: Path, text: str):
     path = digits_run / "evaluation.json"
     path.write_text(text)
@@ -232,6 +236,7 @@ class _WithThrows(Registry):
         return Throws if name == "throws-if-called" else super().find(kind, name)
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_that_is_whole_is_taken_and_the_damaged_one_said(tmp_path: Path):
     out = trained(tmp_path / "run")
     newest = found(out / "checkpoints")[-1]
@@ -275,6 +280,7 @@ def test_images_are_normalised_as_where_the_run_has_learnt(digits_run: Path, tmp
     assert other["normalisation"] == own["normalisation"] != {"mean": list(STATISTICS[1][0]), "std": [0.226]}
 
 
+@pytest.mark.slow
 def test_a_file_of_weights_has_images_normalised_as_imagenet_is(tmp_path: Path):
     backbone = VitBackbone(timm="vit_tiny_patch16_224", image_size=32, patch_size=8)
     torch.save(backbone.model.state_dict(), tmp_path / "weights.pth")

@@ -381,6 +381,7 @@ def test_without_labels_or_test_images_a_probe_has_nothing_to_say(probe: Callabl
 
 
 @pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.sampled(1)
 def test_a_probe_draws_nothing_from_the_global_generator(probe: Callable[[], Any]) -> None:
     dataset = small(train=30, test=9)
     encoder = encoder_of(dataset)
@@ -503,6 +504,7 @@ def test_evaluating_a_run_adds_to_its_figures_and_replaces_only_its_own(run: Pat
     assert entries(run)[5]["metrics"] != first["metrics"]
 
 
+@pytest.mark.slow
 def test_without_wishes_a_run_is_evaluated_as_its_recipe_says(run: Path) -> None:
     evaluated(run)
     entry = entries(run)[2]
@@ -510,6 +512,7 @@ def test_without_wishes_a_run_is_evaluated_as_its_recipe_says(run: Path) -> None
     assert entry["metrics"][0]["value"] == measured_by(run, "after")["knn/top1"]
 
 
+@pytest.mark.slow
 def test_what_needs_labels_is_said_and_the_others_still_run(run: Path, tmp_path: Path) -> None:
     for number in range(12):
         folder = tmp_path / "images" / ("train" if number < 8 else "test")
@@ -539,6 +542,7 @@ def test_a_figure_that_is_no_number_is_said_and_kept_as_null(run: Path, monkeypa
     assert [(one["name"], one["value"]) for one in entries(run)[2]["metrics"]] == [("top1", None)]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_is_no_number_as_null_and_shows_a_loss_as_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,12 +561,14 @@ def test_a_run_keeps_what_is_no_number_as_null_and_shows_a_loss_as_what_it_is(
     assert "fewshot/top1 is nan after training" in (tmp_path / "run" / "warnings.txt").read_text()
 
 
+@pytest.mark.slow
 def test_what_one_evaluator_refuses_the_others_survive(run: Path) -> None:
     shown = evaluated(run, "--with", "fewshot,knn", "--set", "fewshot.images=20")
     assert "fewshot: not measured: class" in shown
     assert [entry["evaluator"]["use"] for entry in entries(run)[2:]] == ["knn"]
 
 
+@pytest.mark.slow
 def test_any_backbone_stands_in_the_same_table(run: Path, tmp_path: Path) -> None:
     backbone = ["--backbone", "vit_tiny_patch16_224", "--out", tmp_path / "other"]
     sizes = [f"backbone.{key}={value}" for key, value in (("patch_size", 2), ("position", '"sin-cos"'))]

@@ -97,7 +97,7 @@ HEADLESS = {
 
 
 @pytest.mark.parametrize("name", HEADLESS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_an_encoder_without_a_classifier_takes_one_of_timms(name: str, tmp_path: Path):
     backbone, channels = HEADLESS[name]
     run = trained(backbone, {"use": "reconstruct"}, channels)
@@ -111,6 +111,7 @@ def test_an_encoder_without_a_classifier_takes_one_of_timms(name: str, tmp_path:
     assert opened(tmp_path / "new")(images).shape == (3, run.backbone.dim)
 
 
+@pytest.mark.slow
 def test_what_timm_would_make_otherwise_is_not_written(plain: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("maskzoo.export.features", lambda *_: torch.zeros(2, 17, 24))
     with pytest.raises(MaskZooError, match="does not make the same features"):
@@ -185,6 +186,7 @@ def exported(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["export", *arguments])
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_timm_opens_with_fitting_transforms(folder: Path, tmp_path: Path):
     result = exported(str(folder), "--to", "timm", str(tmp_path / "new"))
     assert result.exit_code == 0, result.output

@@ -135,11 +135,11 @@ def mixed(kind: str, part: Any) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------- scores not finite
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "how"),
     [*((name, "nan") for name in NAMES), ("plain", "inf"), ("ranked", "-inf"), ("joint", "all nan")],
 )
+@pytest.mark.sampled(1)
 def test_a_step_of_bad_scores_is_skipped_and_counted_by_the_maskers_name(name: str, how: str):
     session = session_with(MADE_UP, {"use": name, "how": how})
     before, figures = {}, []
@@ -177,6 +177,7 @@ def test_nothing_of_a_skipped_step_is_remembered():
     assert session.strategy.parts[0].strategy.heard == [0, 2]
 
 
+@pytest.mark.slow
 def test_scores_of_one_micro_batch_are_enough():
     session = session_with(MADE_UP, "plain", train={"steps": 2, "batch_size": 6, "accumulate": 2})
     figures = list(train(session, random_batches(4, count=3)))
@@ -213,6 +214,7 @@ def run(out: Path, use: Any, **training: Any) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_says_which_maskers_scores_were_bad(tmp_path: Path):
     said = run(tmp_path / "run", "ranked", steps=3)
     assert "step 1 was skipped: a score of strategy 'ranked' is not finite" in said
@@ -222,8 +224,8 @@ def test_a_run_says_which_maskers_scores_were_bad(tmp_path: Path):
     assert [line["skipped"] for line in lines] == [0, 1, 0]
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("use", ["ranked", "own", "joint", mixed("mix", "plain")], ids=str)
+@pytest.mark.sampled(1)
 def test_a_run_of_bad_scores_goes_back_and_stops_naming_the_masker(use: Any, tmp_path: Path):
     table = {"use": use} if isinstance(use, str) else use
     where = table if isinstance(use, str) else (table := {**use, "parts": [{"use": "plain"}, "random"]})["parts"][0]

@@ -331,6 +331,7 @@ def test_drop_path_reaches_timm():
 
 
 @pytest.mark.parametrize("strategy", ["random", {"use": "clmae", "depth": 1}], ids=["random", "clmae"])
+@pytest.mark.sampled(1)
 def test_a_run_moves_the_model(strategy: Any):
     session = tiny_session(
         strategy, noise_images(channels=4), backbone={"timm": NAMES[0], "options": TINY}, train={"steps": 2}

@@ -88,6 +88,7 @@ def test_a_console_prints_names_harmlessly_also_in_tables_and_markup():
     assert "\x1b]0" not in said
 
 
+@pytest.mark.slow
 def test_every_console_of_the_program_is_the_harmless_one():
     for path in (ROOT / "maskzoo").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

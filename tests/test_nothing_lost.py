@@ -71,6 +71,7 @@ def resumed(out: Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- whose folder
+@pytest.mark.slow
 def test_beside_a_copy_of_a_recipe_nothing_of_the_user_is_touched(six_steps: Path, tmp_path: Path):
     project = tmp_path / "project"
     (project / "masks").mkdir(parents=True)
@@ -88,6 +89,7 @@ def test_beside_a_copy_of_a_recipe_nothing_of_the_user_is_touched(six_steps: Pat
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{", '{"versions": {"node": "20"}, "command": "npm", "host": 1}'])
+@pytest.mark.sampled(1)
 def test_an_environment_of_somebody_else_makes_no_run(content: str, six_steps: Path, tmp_path: Path):
     shutil.copy(six_steps / "recipe.toml", tmp_path)
     (tmp_path / "environment.json").write_text(content)
@@ -123,6 +125,7 @@ def without_checkpoint(out: Path) -> None:
     (out / "environment.json").write_text(json.dumps(environment))
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_anew_removes_what_it_had_drawn_and_nothing_else(finished: Path):
     without_checkpoint(finished)
     left = {"measured": ["before"], "evaluations": [{"step": 6}]}
@@ -148,6 +151,7 @@ def test_a_run_of_before_the_mark_is_still_a_run(finished: Path):
     assert checkpoint.found(finished / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_recipe_is_resumed_by_what_its_checkpoint_holds(finished: Path, tmp_path: Path):
     plain = read(finished / "recipe.toml")
     (finished / "recipe.toml").unlink()
@@ -157,6 +161,7 @@ def test_a_run_that_lost_its_recipe_is_resumed_by_what_its_checkpoint_holds(fini
     assert read(finished / "recipe.toml") == plain
 
 
+@pytest.mark.slow
 def test_the_second_of_two_runs_on_one_new_folder_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out, ready, go = tmp_path / "run", threading.Event(), threading.Event()
     build = maskzoo.run.build
@@ -188,6 +193,7 @@ def test_the_second_of_two_runs_on_one_new_folder_touches_nothing(tmp_path: Path
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
+@pytest.mark.slow
 def test_damaged_checkpoints_of_later_steps_do_not_make_new_ones_vanish(tmp_path: Path):
     out = tmp_path / "run"
     run(out, steps=8, checkpoint_steps=2)
@@ -225,6 +231,7 @@ def test_what_a_kill_between_two_file_operations_left_is_removed_later(finished:
     assert six.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_not_written_through_a_link(tmp_path: Path):
     run(tmp_path / "run", steps=2, checkpoint_steps=1)
     for path in checkpoint.found(tmp_path / "run" / "checkpoints")[1:]:
@@ -288,6 +295,7 @@ def test_gaps_in_metrics_are_named(steps: list[int], said: str):
     assert gaps(steps, 4) == said
 
 
+@pytest.mark.slow
 def test_gaps_in_metrics_are_told_once(finished: Path):
     path = finished / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -354,6 +362,7 @@ def test_a_moment_that_cannot_be_read_is_left_out_of_the_picture(damage: bytes |
 
 
 # ---------------------------------------------------------------------------------------------------------- warnings
+@pytest.mark.slow
 def test_a_warning_is_kept_once_and_read_back_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "warnings.txt").write_text("known\n")
     folder, console = RunFolder(tmp_path), Console(file=io.StringIO(), width=200)
@@ -374,6 +383,7 @@ def test_a_run_folder_is_still_a_plain_value(tmp_path: Path):
 
 
 # -------------------------------------------------------------------------------------------------------------- export
+@pytest.mark.slow
 def test_an_export_removes_and_replaces_nothing_that_appears_while_it_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -420,6 +430,7 @@ def of_photos(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     return tmp_path / "photos", {**plain, "data": {"use": "folder", "root": str(tmp_path / "photos")}, "evaluation": []}
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_where_its_data_are_now(of_photos: tuple[Path, dict[str, Any]], tmp_path: Path):
     photos, plain = of_photos
     out = tmp_path / "run"
@@ -434,6 +445,7 @@ def test_a_run_is_resumed_where_its_data_are_now(of_photos: tuple[Path, dict[str
     assert "already finished" in resumed(out)  # without saying it again
 
 
+@pytest.mark.slow
 def test_other_images_are_not_taken_for_moved_ones(of_photos: tuple[Path, dict[str, Any]], tmp_path: Path):
     photos, plain = of_photos
     out = tmp_path / "run"

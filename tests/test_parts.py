@@ -103,6 +103,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("use", ALLOWED.values(), ids=ALLOWED)
+@pytest.mark.sampled(1)
 def test_where_one_part_has_a_say_a_joint_learner_sees_its_own_scores_and_learns(use: Any):
     session = session_with(MADE_UP, use, train={"steps": 6})
     before = state_of(session.strategy)

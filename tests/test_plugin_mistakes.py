@@ -167,7 +167,7 @@ def test_a_maskers_mistake_is_told_before_anything_is_measured(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["hardness of nothing", "a tensor for a mask", "a loss that is a vector", "no loss", "an undeclared teacher"])  # fmt: skip
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_cost_tells_the_same_mistakes(kind: str):
     source, words = MISTAKES[kind]
     with pytest.raises(MaskZooError) as caught:
@@ -180,6 +180,7 @@ def test_a_count_that_is_a_static_method_is_called_as_one():
     built(registry_with(plain("@staticmethod\ndef count(ratio, patches):\n    return int(ratio * patches)"))[0])
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_late_part_of_a_switch_is_told_too():
     registry, _ = registry_with(ranked("return None"))
     with pytest.raises(MaskZooError, match="hardness of type NoneType"):
@@ -199,6 +200,7 @@ def test_a_sound_learner_passes(learning: str, precision: str):
     built(registry, train={"steps": 4, "precision": precision})
 
 
+@pytest.mark.slow
 def test_a_masker_that_makes_its_tensors_on_the_cpu_can_be_counted():
     registry, _ = registry_with(
         plain("def scores(self, context):\n    return torch.zeros(context.images.shape[0], context.patches)")
@@ -278,6 +280,7 @@ class Bad(Strategy):
 
 
 @pytest.mark.parametrize("more", ["", "self.lock = threading.Lock()"])
+@pytest.mark.sampled(1)
 def test_trying_out_leaves_no_trace(more: str):
     source = "import threading\n" + NOSY.format(more=more)
     registry, _ = registry_with(source)
@@ -305,7 +308,7 @@ def test_trying_out_leaves_no_trace(more: str):
 
 
 @pytest.mark.parametrize("strategy", ["random", "attmask", {"use": "clmae", "depth": 1}, {"use": "mix", "parts": ["random", "attmask"]}])  # fmt: skip
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_run_is_the_same_to_the_bit_whether_or_not_it_was_tried_out(strategy: Any):
     dataset = noise_images()
     registry = registry_with("class Bad(Strategy):\n    name = 'dark'\n")[0]
@@ -411,6 +414,7 @@ def test_a_mistake_while_training_is_told_with_the_plugin():
     assert session.step == 1
 
 
+@pytest.mark.slow
 def test_what_looks_at_side_data_is_no_mistake_where_the_data_are_not_there():
     registry, _ = registry_with(ranked("return context.extras['parts']"))
     with pytest.raises(DataError, match="parts"):

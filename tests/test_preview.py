@@ -63,6 +63,7 @@ def test_maskers_that_look_at_nothing_need_no_run(masker: Any):
     assert hidden_shares(wish) == pytest.approx([0.25, 0.5, 0.75], abs=0.01)
 
 
+@pytest.mark.slow
 def test_each_moment_draws_anew_and_a_seed_draws_the_same():
     def seen(seed: int) -> list[torch.Tensor]:
         wish = Wish("random", moments=2, seed=seed)
@@ -120,6 +121,7 @@ def test_what_cannot_be_shown_is_refused(wish: Wish, sentence: str):
 
 
 # --------------------------------------------------------------------------------------------------------------- a run
+@pytest.mark.slow
 def test_a_run_shows_its_own_masker_by_its_own_dials(trained: Path):
     players = players_of(Wish(run=trained), REGISTRY)
     assert players.strategy.name == "clmae"
@@ -130,6 +132,7 @@ def test_a_run_shows_its_own_masker_by_its_own_dials(trained: Path):
     assert hidden_shares(Wish("attmask", ratio=0.25, run=trained, moments=1)) == pytest.approx([0.25])
 
 
+@pytest.mark.slow
 def test_what_does_not_move_is_one_column(trained: Path):
     assert [column.caption for column in columns_of(Wish(run=trained))] == ["as learnt\nstep 2\nratio 0.50"]
     moving = columns_of(Wish(run=trained, ratio="linear:0.25:0.75", moments=2))
@@ -162,6 +165,7 @@ def shown_by(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["preview", *arguments], env={"COLUMNS": "300"})
 
 
+@pytest.mark.slow
 def test_the_command_draws_files_of_any_size(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["--masker", "block", "--moments", "2", *map(str, files)]
@@ -187,6 +191,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path):
     assert not (tmp_path / "new.png").exists()
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_had_is_named(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def said_of(file: Path) -> str:
         result = shown_by("--out", str(tmp_path / "new.png"), str(file))
@@ -244,6 +249,7 @@ def test_numbers_out_of_range_are_refused(arguments: list[str], sentence: str, f
     assert (result.exit_code, sentence in result.output) == (2, True), result.output
 
 
+@pytest.mark.slow
 def test_no_text_leaves_the_picture(tmp_path: Path):
     path = "/a/path" * 30
     words = f"as seen by the model of '{path}' at step 2; " + "what it has $learnt$ is as the run left it, " * 4

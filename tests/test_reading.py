@@ -33,6 +33,7 @@ def calls(path: Path) -> set[str]:
     return {ast.unparse(function) for function in named}
 
 
+@pytest.mark.slow
 def test_nobody_but_the_checked_reader_reads_json_or_toml():
     readers = {"json.load", "json.loads", "tomllib.load", "tomllib.loads", "json.JSONDecoder"}
     found = {path.relative_to(ROOT).as_posix() for path in SOURCES if readers & calls(path)}

@@ -499,6 +499,7 @@ def test_a_decoder_without_blocks_predicts_a_hidden_patch_from_its_place_alone()
     ("width", "asked", "heads"),
     [(512, None, 16), (64, None, 2), (32, None, 1), (4, None, 1), (48, None, 1), (48, 6, 6)],
 )
+@pytest.mark.sampled(2)
 def test_the_decoder_has_a_head_for_each_32_channels_or_as_many_as_asked(width: int, asked: int | None, heads: int):
     objective = build(decoder_dim=width, decoder_heads=asked)
     assert objective.decoder_heads == heads

@@ -308,7 +308,7 @@ def nine_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_taken(
     damage: Callable[[Path], None], nine_steps: Path, tmp_path: Path
 ):
@@ -619,6 +619,7 @@ def test_a_limit_to_the_size_of_files_is_said(tmp_path: Path, programs: Starter)
     programs.train(recipe, "--out", out, "--resume")
 
 
+@pytest.mark.slow
 def test_a_plugin_that_misses_a_file_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def poison(session: Session) -> None:
         def hook(*_: Any) -> None:
@@ -772,6 +773,7 @@ def test_without_a_checkpoint_there_is_nowhere_to_go_back_to(tmp_path: Path, mon
         run(tmp_path / "run", steps=20, skip=2)
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_past_a_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "run"
 

@@ -96,6 +96,7 @@ def test_schedules_in_a_table_are_made_and_described():
         made("    x: dict[str, CurriculumSchedule]", x={"a": "liner"})
 
 
+@pytest.mark.slow
 def test_a_value_that_the_recipe_gives_stays_the_users():
     for options, value in (("    x: int = 1", "a"), ("    x: Path | None = None", 3), ("    x: dict[str, int]", [1])):
         with pytest.raises(RecipeError, match=r"strategy\.x: expected"):

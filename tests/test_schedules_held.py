@@ -89,6 +89,7 @@ def session_with(optimizer, strategy="random", **masking):
     return build(recipe, noise_images(), with_schedules(), steps_in_epoch=4)
 
 
+@pytest.mark.slow
 def test_an_optimizer_of_three_betas_has_its_own():
     session = session_with({"use": "adan"})
     assert len(session.mover.optimizer.param_groups[0]["betas"]) == 3

@@ -391,6 +391,7 @@ def test_initial_weights_are_timms_and_the_mask_token_comes_after_them(name: str
     assert 0.01 < backbone.mask_token.std() < 0.03
 
 
+@pytest.mark.slow
 def test_the_model_at_its_own_size_is_timms_to_the_bit():
     torch.manual_seed(3)
     backbone = SwinBackbone(timm="swin_s3_tiny_224", options=TINY)
@@ -494,6 +495,7 @@ def test_a_copy_and_a_pickle_give_the_same_latent_and_are_apart(case: Case):
 
 @pytest.mark.parametrize("name", [V1, V2])
 @pytest.mark.parametrize("strategy", ["random", {"use": "clmae", "depth": 1}], ids=["random", "clmae"])
+@pytest.mark.sampled(1)
 def test_a_run_moves_the_model_and_its_mask_token(strategy: Any, name: str):
     session = tiny_session(strategy, noise_images(), backbone={"timm": name, "options": TINY}, train={"steps": 2})
     assert type(session.objective.backbone) is SwinBackbone

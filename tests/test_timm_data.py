@@ -345,6 +345,7 @@ def hugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hf"
 
 
+@pytest.mark.slow
 def test_timm_opens_a_data_set_of_hugging_faces(hugging: Path, tmp_path: Path) -> None:
     dataset = ThroughTimm(source=f"hfds/{hugging}", root=str(tmp_path / "hub"), test_split="test")
     assert (len(dataset.train), len(dataset.test), dataset.classes) == (24, 8, ["ant", "bee", "cat"])

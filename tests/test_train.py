@@ -41,6 +41,7 @@ def test_another_seed_is_another_run():
     assert losses(tiny_session()) != losses(tiny_session(train={"steps": 4, "seed": 1}))
 
 
+@pytest.mark.slow
 def test_every_masker_starts_with_the_same_model():
     states = [state_of(tiny_session(strategy).objective) for strategy in ("random", "clmae", "attmask", NESTED)]
     for state in states[1:]:
@@ -226,6 +227,7 @@ def test_after_step_is_called_without_gradient_for_every_active_strategy():
     assert seen == [(0, 48, False, (6, 64)), (1, 48, False, (6, 64))]
 
 
+@pytest.mark.slow
 def test_a_loop_taken_up_in_the_middle_goes_on_as_if_it_had_not_stopped():
     whole = tiny_session("clmae")
     expected = list(train(whole, random_batches(4)))

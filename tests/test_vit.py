@@ -399,6 +399,7 @@ def test_tokens_are_what_the_first_block_sees_and_tell_where_they_are(case: Case
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.hybrid], ids=str)
+@pytest.mark.sampled(1)
 def test_patches_are_counted_along_the_rows(case: Case):
     backbone = shared(case)
     images = pictures(backbone, PATCHES)

@@ -95,6 +95,7 @@ def test_learned_positions_are_resized_as_timm_does(tmp_path: Path):
     torch.testing.assert_close(backbone.eval()(images), model.eval().forward_features(images))
 
 
+@pytest.mark.slow
 def test_fixed_positions_follow_the_new_size(tmp_path: Path):
     trained(tmp_path / "run")
     larger = noise_images(height=48, width=40)
@@ -201,6 +202,7 @@ def test_a_learner_has_no_layers_to_decay():
         tiny_session("clmae", masking={"optimizer": {"layer_decay": 0.5}})
 
 
+@pytest.mark.slow
 def test_a_head_that_is_not_trained_is_no_layer():
     backbone = {"timm": "convnext_atto", "image_size": 64}  # whose norm lies behind the map of features
     session = tiny_session(
