@@ -128,7 +128,8 @@ def test_a_run_leaves_everything_that_explains_it(tmp_path: Path):
     assert environment["versions"]["torch"]
     assert any(plugin.startswith("maskzoo ") for plugin in environment["plugins"])
     assert environment["images"] == {"train": 1437, "test": 360}
-    assert environment.keys() <= PUBLISHED | {"command", "process", "host"}  # a report keeps the others to itself
+    own = {"command", "process", "host", "checkpointed"}  # a report keeps these to itself
+    assert environment.keys() <= PUBLISHED | own
     assert (environment["steps"], environment["classes"], environment["curriculum"]) == (9, 10, True)
     assert {"clmae", "reconstruct", "digits", "knn"} <= {entry["name"] for entry in environment["used"]}
     with Image.open(out / "masks" / "curriculum.png") as picture:
