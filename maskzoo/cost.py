@@ -33,6 +33,7 @@ from maskzoo.build import (
 )
 from maskzoo.checks import checked_active
 from maskzoo.data.batches import steps_in_epoch
+from maskzoo.data.remarks import remarks_of
 from maskzoo.defaults import settled
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.listing import Listing
@@ -233,6 +234,7 @@ def cost_table(recipe: Recipe, registry: Registry) -> Listing:
     table.add("parameters of the model", f"{costs.parameters:,}", "")
     if costs.strategy_parameters:
         table.add("parameters of the strategy", f"{costs.strategy_parameters:,}", "")
+    table.remarks += remarks_of(shape)
     if steps is None:
         table.remarks.append("the run's cost needs the data's number of images, or train.steps")
     if costs.device != "meta":

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from maskzoo.build import described, make_backbone
 from maskzoo.data.folder import STATISTICS
+from maskzoo.data.remarks import remarks_of
 from maskzoo.engine import choose_device
 from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError
 from maskzoo.evaluation.features import MAX_BROKEN, Statistics, WholeImages
@@ -211,6 +212,8 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
 
     Raises MaskZooError in the end where not a single figure could be had.
     """
+    for remark in remarks_of(subject.dataset):
+        console.print(remark, highlight=False, markup=False)
     device = choose_device(wishes.device)
     for module in (subject.backbone, subject.objective):
         if module is not None:

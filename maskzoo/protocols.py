@@ -615,7 +615,10 @@ class Stream(Split, Protocol):
 
 
 class Dataset(Protocol):
-    """Images to learn from: its `train` and `test` splits, and what must be known before any is opened."""
+    """Images to learn from: its `train` and `test` splits, and what must be known before any is opened.
+
+    It may have `remarks`, a sequence of messages on how it was read and what was left out; a run prints and keeps them.
+    """
 
     name: ClassVar[str]
     train: Split

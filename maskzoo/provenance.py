@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from maskzoo.data.remarks import remarks_of
 from maskzoo.errors import MaskZooError
 from maskzoo.protocols import Dataset
 from maskzoo.recipe import KIND_OF_KEY
@@ -25,6 +26,7 @@ def facts(session: Session, dataset: Dataset, registry: Registry) -> dict[str, A
         "precision": session.engine.precision,
         "images": {"train": len(dataset.train), "test": len(dataset.test)},
         "classes": None if dataset.classes is None else len(dataset.classes),
+        "remarks": remarks_of(dataset),
         "image_size": list(session.image_size),
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "steps": session.steps,

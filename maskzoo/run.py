@@ -20,6 +20,7 @@ from maskzoo.alarms import Alarms, not_finite
 from maskzoo.blame import blaming, plugin_error
 from maskzoo.build import build
 from maskzoo.data.batches import batches, loader_trouble, steps_in_epoch
+from maskzoo.data.remarks import remarks_of
 from maskzoo.data.whole import usual_workers
 from maskzoo.defaults import settled
 from maskzoo.diagnosis import first_bad
@@ -135,6 +136,8 @@ def _run(
             known = {**facts(session, dataset, registry), "clashes": clashes(session.recipe, registry)}
             folder.describe(session, registry, {**known, "changed": changed} if changed else known)
         console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
+        for remark in remarks_of(dataset):
+            console.print(remark, highlight=False, markup=False)
         if resumed:
             moment = f"step {session.step} of {session.steps}"
             finished = session.step == session.steps and folder.has_measured("after")
