@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import tiny_recipe
 
 from maskzoo import ContractError, Registry, define
 from maskzoo.cost import cost_table
@@ -17,7 +18,6 @@ from maskzoo.plain import read_json
 from maskzoo.registry import Kind
 from maskzoo.run import run
 from maskzoo.terminal import Console
-from helpers import tiny_recipe
 
 
 @define
