@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -93,9 +92,9 @@ def build(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(train.seed, "model"))
-        backbone = make_backbone(recipe.backbone, dataset, registry)
+        backbone, remarks = make_backbone(recipe.backbone, dataset, registry), list[str]()
         if recipe.weights is not None and not resuming:
-            load_weights(backbone, Path(recipe.weights))
+            remarks = load_weights(backbone, recipe.weights)
         classes = {} if dataset.classes is None else {"classes": len(dataset.classes)}
         objective: Any = make(registry, "objective", recipe.objective, "recipe.objective", **classes)
         _refuse_other_classes(objective, dataset)
@@ -184,6 +183,7 @@ def build(
         least_shown=least_shown,
         accumulate=train.accumulate,
         strategy_every=recipe.masking.strategy_every,
+        remarks=remarks,
     )
 
 

@@ -26,7 +26,7 @@ from maskzoo.listing import Listing
 from maskzoo.measured import Measured, refuse_foreign
 from maskzoo.metrics import printed
 from maskzoo.protocols import Dataset, Pooling
-from maskzoo.recipe import Recipe, Use, describe, make, parse, plain_of, put, read
+from maskzoo.recipe import Recipe, Use, describe, make, parse, plain_of, put, read, weights_of
 from maskzoo.registry import Registry, nearest
 from maskzoo.seeds import stream_seed
 from maskzoo.signals import Work, listening
@@ -115,6 +115,8 @@ def evaluate_backbone(
         "data": "digits" if wishes.data is None else wishes.data,
         "backbone": backbone_of(name, registry),
     }
+    if weights is not None:
+        plain["weights"] = str(weights)
     uses = ["knn"] if wishes.evaluators is None else _listed(wishes.evaluators)
     evaluators = _configured(plain, uses, wishes.settings, registry)
     if pretrained:
@@ -124,8 +126,9 @@ def evaluate_backbone(
         torch.manual_seed(stream_seed(0, "model"))  # as a run of seed 0 would begin
         backbone: Any = make_backbone(plain["backbone"], dataset, registry)
     if weights is not None:
-        load_weights(backbone, weights, "--weights")
-    about = {"model": describe(backbone), "weights": None if weights is None else str(weights)}
+        for sentence in load_weights(backbone, weights_of(plain["weights"], "--weights"), "--weights"):
+            console.print(sentence, highlight=False, markup=False)
+    about = {"model": describe(backbone), "weights": plain.get("weights")}
     statistics = _statistics(backbone, dataset, weights, pretrained, registry)
     return _evaluate(Subject(out, backbone.eval(), None, dataset, about, statistics), evaluators, wishes, console)
 

@@ -42,7 +42,7 @@ class Measured:
     pooling: str = "mean"
     normalisation: Any = None
     model: Any = None  # of weights that no run here has trained, with the file that they came from
-    weights: str | None = None
+    weights: Any = None  # as a recipe names it: a text, or a table that says more
     changed: frozenset[str] | None = None  # options that are not as given; None where an older version did not say
     left_out: int = 0  # images that could not be read
     problem: str = ""  # why nothing was measured
@@ -182,7 +182,7 @@ def _entry(entry: Any) -> Measured | None:
         pooling=str(entry.get("pooling", "mean")),
         normalisation=entry.get("normalisation"),
         model=model if isinstance(model, dict) else None,
-        weights=None if weights is None else str(weights),
+        weights=weights if weights is None or isinstance(weights, dict) else str(weights),
         changed=frozenset(map(str, changed)) if isinstance(changed, list) else None,
         left_out=left_out if isinstance(left_out, int) else 0,
         problem=str(entry.get("problem", "")),

@@ -24,10 +24,11 @@ from cattrs.errors import (
     IterableValidationNote,
     StructureHandlerNotFoundError,
 )
+from cattrs.gen import make_dict_structure_fn
 from torch import nn
 
 from maskzoo.blame import distribution_of, owner_of, plugin_error, refuses
-from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, MOST_STEPS, MOST_WORKERS, between
+from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, MOST_SIDE, MOST_STEPS, MOST_WORKERS, between
 from maskzoo.errors import ContractError, DataError, MaskZooError, PluginError, RecipeError
 from maskzoo.offers import refuse_half_written, wrong_declarations
 from maskzoo.plain import (
@@ -51,6 +52,7 @@ T = TypeVar("T")
 MOST_NESTED = 50  # tables and lists within each other
 LONGEST_KEY = 120  # letters of a key's path in a message
 positive = attrs.validators.gt(0)
+IN_SHORT = {"recipe.weights": "file"}  # what a text alone is in a table; elsewhere it is `use`
 KIND_OF_KEY: Mapping[str, Kind] = {  # what is named at a key of a recipe; elsewhere it is a schedule
     "data": "dataset",
     "backbone": "backbone",
@@ -168,6 +170,24 @@ class TrainRecipe:
         return self.batch_size
 
 
+def _two_sides(recipe: object, field: attrs.Attribute[Any], sides: tuple[int, int] | None) -> None:
+    """Refuse a grid without rows or columns, or with more than images have."""
+    if sides is not None and not all(0 < side <= MOST_SIDE for side in sides):
+        raise ValueError(f"{field.name}: must be rows and columns, from 1 to {MOST_SIDE}, got {quoted(list(sides))}")
+
+
+@attrs.frozen
+class WeightsRecipe:
+    """From which weights the backbone starts; a text alone is the file."""
+
+    # a run, a checkpoint or a weights file; `weights = "FILE"` says the same
+    file: str = attrs.field(validator=not_empty)
+    # where in the file the backbone's weights are, e.g. "target_encoder"; None: the only place that fits
+    part: str | None = attrs.field(default=None, validator=not_empty)
+    # rows and columns of the file's table of positions; None: as the file tells
+    grid: tuple[int, int] | None = attrs.field(default=None, validator=_two_sides)
+
+
 @attrs.frozen
 class Recipe:
     """Everything that decides a run."""
@@ -181,8 +201,7 @@ class Recipe:
             "init": "mae",
         }
     )
-    # a run, a checkpoint or a weights file from which the backbone starts
-    weights: str | None = attrs.field(default=None, validator=not_empty)
+    weights: WeightsRecipe | None = None
     objective: Use = "reconstruct"  # what the model learns by
     masking: MaskingRecipe = attrs.field(factory=MaskingRecipe)
     optimizer: OptimizerRecipe = attrs.field(factory=OptimizerRecipe)
@@ -258,7 +277,8 @@ def plain_of(recipe: Recipe) -> dict[str, Any]:
         if not attrs.has(type(value)):
             return describe(value)
         held = {field.name: fields(getattr(value, field.name)) for field in attrs.fields(type(value))}
-        return {name: plain for name, plain in held.items() if plain is not None}
+        held = {name: plain for name, plain in held.items() if plain is not None}
+        return held["file"] if isinstance(value, WeightsRecipe) and held.keys() == {"file"} else held
 
     return fields(recipe)  # type: ignore[no-any-return]
 
@@ -342,7 +362,7 @@ def put(plain: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(name, int):
             place.setdefault(name, {})
         if isinstance(place[name], str):
-            place[name] = {"use": place[name]}
+            place[name] = {IN_SHORT.get(where, "use"): place[name]}
         place = place[name]
         if not isinstance(place, dict | list):
             raise RecipeError(f"{where}: is a single value, so it has no '{names[position + 1]}'")
@@ -414,6 +434,12 @@ def make(registry: Registry, kind: Kind, use: Use, path: str, **given: Any) -> A
     `given` fills options that the use leaves open. Raises RecipeError with the path of whatever is wrong.
     """
     return _at(path, lambda: _Maker(registry).make(kind, use, **given))
+
+
+def weights_of(plain: Any, path: str) -> WeightsRecipe:
+    """A file of weights as a recipe names it, by a text or a table. RecipeError begins with the path of its key."""
+    made: WeightsRecipe = _at(path, lambda: _plain_converter().structure(plain, WeightsRecipe))
+    return made
 
 
 def check_readable(plain: Mapping[str, Any], registry: Registry) -> None:
@@ -743,7 +769,21 @@ def _plain_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(_is_list, lambda value, wanted: _items(converter, value, wanted))
     converter.register_structure_hook_func(_is_table, lambda value, wanted: _table_of(converter, value, wanted))
     converter.register_structure_hook(Path, lambda value, _: Path(converter.structure(value, str)))
+    weights = make_dict_structure_fn(WeightsRecipe, converter, _cattrs_forbid_extra_keys=True)
+    converter.register_structure_hook(WeightsRecipe, lambda value, wanted: _weights(value, wanted, weights))
     return converter
+
+
+def _weights(value: Any, wanted: Any, of_table: Callable[[Any, Any], WeightsRecipe]) -> WeightsRecipe:
+    """A file of weights, or a table that says more of it."""
+    if isinstance(value, str) and value.strip():
+        _refuse_unwritable(value)
+        return WeightsRecipe(value)
+    if isinstance(value, str):
+        raise RecipeError("is empty; give a value, or leave it out")
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"expected a text or a table, got {quoted(value)}")
+    return of_table(value, wanted)
 
 
 def _scalar(wanted: type[T], accepted: tuple[type, ...], words: str) -> Callable[[Any, Any], T]:

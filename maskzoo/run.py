@@ -145,7 +145,7 @@ def _run(
 
         for clause in changed:
             _say(folder, f"{clause}; the steps from {session.step} on are made by the code of now", console)
-        for sentence in [*known["clashes"], *doubts_of(session, recipe, registry)]:
+        for sentence in [*session.remarks, *known["clashes"], *doubts_of(session, recipe, registry)]:
             _say(folder, sentence, console)
 
         encoder = WholeImages(

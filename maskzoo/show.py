@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import attrs
 from rich.console import Group
@@ -73,13 +73,11 @@ def first_line(cls: type) -> str:
 def sections() -> list[Section]:
     """Every key that a recipe has; those of plugins are told by their own names."""
     hints = get_type_hints(Recipe)
-    top = [option for option in options_of(Recipe, ALIASES) if not attrs.has(hints[option.name])]
-    made = [Section("", _prose(Recipe), top)]
-    for field in attrs.fields(Recipe):
-        cls = hints[field.name]
-        if attrs.has(cls):
-            keys = [attrs.evolve(one, name=f"{field.name}.{one.name}") for one in options_of(cls, ALIASES)]
-            made.append(Section(field.name, _prose(cls), keys))
+    tables = {name: one for name, wanted in hints.items() for one in (wanted, *get_args(wanted)) if attrs.has(one)}
+    made = [Section("", _prose(Recipe), [one for one in options_of(Recipe, ALIASES) if one.name not in tables])]
+    for name, cls in tables.items():
+        keys = [attrs.evolve(one, name=f"{name}.{one.name}") for one in options_of(cls, ALIASES)]
+        made.append(Section(name, _prose(cls), keys))
     return made
 
 

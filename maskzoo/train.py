@@ -55,6 +55,7 @@ class Session:
     least_shown: int = 0
     accumulate: int = 1  # micro-batches of a step, in this process
     strategy_every: int = 1  # steps from one step of the learners to the next
+    remarks: Sequence[str] = ()  # on the weights that it started from
     step: int = 0  # the next one to do
     lr_factor: float = 1.0  # of both rates: less than 1 after a run has gone back from figures that were not finite
     moved: bool = False  # whether the step in hand has moved the model, so that no state is whole before it is done

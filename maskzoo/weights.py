@@ -18,17 +18,19 @@ from torch import Tensor
 from maskzoo import checkpoint
 from maskzoo.errors import RecipeError
 from maskzoo.protocols import Backbone
+from maskzoo.recipe import WeightsRecipe
 
 LEFT_OUT = re.compile(r"(decoder|head|fc|fc_norm|classifier|mask_token)\b|decoder_|head_")  # not of an encoder
 
 
-def load_weights(backbone: Backbone, path: Path, key: str = "recipe.weights") -> None:
-    """Put the weights that are at `path` into a backbone, its positions resized where the images' size is another.
+def load_weights(backbone: Backbone, weights: WeightsRecipe | Path, key: str = "recipe.weights") -> list[str]:
+    """Put weights into a backbone, its positions resized where the images' size is another; what is to be told of it.
 
-    `path` is a run, one of its checkpoints, or a file of weights as timm and most papers' code save it; decoders and
+    They are of a run, one of its checkpoints, or a file of weights as timm and most papers' code save it; decoders and
     classifiers in it are left out. Raises RecipeError where it cannot be read, lacks something, or holds more.
     """
     model: Any = backbone
+    path = Path(weights.file) if isinstance(weights, WeightsRecipe) else weights
     own = {name: value for name, value in model.state_dict().items() if not _fixed(model, name)}
     found = _read(path, key)
     if not any(name.startswith("model.") for name in found):
@@ -47,6 +49,7 @@ def load_weights(backbone: Backbone, path: Path, key: str = "recipe.weights") ->
     if wrong:
         raise RecipeError(f"{key}: '{path}' does not fit this backbone: it holds {_some(wrong)}")
     model.load_state_dict({name: value for name, value in found.items() if name in own}, strict=False)
+    return []
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ def shared(comparison: Comparison) -> list[tuple[str, str]]:
         ("crop", _crop),
         ("flip", lambda run: _yes(run.keys.get("augment.flip"), "where the data allow it")),
         ("backbone", _backbone),
-        ("weights to start from", lambda run: plain_value(run.keys.get("weights")) or "none: random initialisation"),
+        ("weights to start from", _weights),
         ("objective", lambda run: _use(run.recipe.get("objective"), skip=("decoder",))),
         ("decoder", _decoder),
         ("masking ratio", lambda run: _use(run.recipe.get("masking", {}).get("ratio"))),
@@ -47,6 +47,14 @@ def shared(comparison: Comparison) -> list[tuple[str, str]]:
     told = [(what, _all_of(runs, words)) for what, words in rows]
     seeds = ", ".join(map(str, comparison.seeds))
     return [(what, value) for what, value in [*told[:-5], ("seeds", seeds), *told[-5:]] if value]
+
+
+def _weights(run: Reading) -> str:
+    held = run.recipe.get("weights")
+    if not isinstance(held, Mapping):
+        return plain_value(held) or "none: random initialisation"
+    said = [f"{key} {plain_value(value)}" for key, value in held.items() if key != "file"]
+    return ", ".join([plain_value(held.get("file")), *said])
 
 
 def evaluators(comparison: Comparison) -> list[tuple[str, str]]:

@@ -152,11 +152,18 @@ def _run(path: Path, recipe: dict[str, Any]) -> Reading:
     )
 
 
+def _stem(weights: Any) -> str:
+    """The name of a file of weights, with the part of it that was taken if one was chosen."""
+    if not isinstance(weights, Mapping):
+        return Path(weights).stem
+    return f"{Path(str(weights.get('file', '?'))).stem} {weights.get('part', '')}".rstrip()
+
+
 def _model(path: Path, entries: Sequence[Measured]) -> Reading:
     """A model that was evaluated alone; one whose own data nobody knows."""
     model, weights = entries[0].model, entries[0].weights
     name = str(model.get("timm") or model.get("use") or "?")
-    origin = Path(weights).stem if weights else "pretrained" if model.get("pretrained") else "untrained"
+    origin = _stem(weights) if weights else "pretrained" if model.get("pretrained") else "untrained"
     recipe = {"backbone": model}
     return Reading(
         path=path,
