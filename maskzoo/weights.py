@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from maskzoo import checkpoint
 from maskzoo.errors import RecipeError
 from maskzoo.protocols import Backbone
 from maskzoo.recipe import WeightsRecipe
+from maskzoo.resizing import resized
 
 LEFT_OUT = re.compile(r"(decoder|head|fc|fc_norm|classifier|mask_token)\b|decoder_|head_")  # not of an encoder
 
@@ -35,7 +35,9 @@ def load_weights(backbone: Backbone, weights: WeightsRecipe | Path, key: str = "
     found = _read(path, key)
     if not any(name.startswith("model.") for name in found):
         found = {f"model.{name}": value for name, value in _stripped(found).items()}
-    found = _resized(model, {name: value for name, value in found.items() if not _fixed(model, name)})
+    grid = weights.grid if isinstance(weights, WeightsRecipe) else None
+    found, remarks = resized(model, found, path, key, grid=grid)
+    found = {name: value for name, value in found.items() if not _fixed(model, name)}
     extra = [name for name in found if name not in own and not LEFT_OUT.match(name.removeprefix("model."))]
     missing = [name for name in own if name not in found and name.startswith("model.")]
     if missing or extra:
@@ -49,7 +51,7 @@ def load_weights(backbone: Backbone, weights: WeightsRecipe | Path, key: str = "
     if wrong:
         raise RecipeError(f"{key}: '{path}' does not fit this backbone: it holds {_some(wrong)}")
     model.load_state_dict({name: value for name, value in found.items() if name in own}, strict=False)
-    return []
+    return remarks
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor]:
@@ -100,18 +102,6 @@ def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if any(name.startswith(prefix) for name in state):
             return {name.removeprefix(prefix): value for name, value in state.items()}
     return dict(state)
-
-
-def _resized(backbone: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with what depends on the size of images and patches brought to the backbone's, as timm does it."""
-    inner = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    fitted = getattr(sys.modules[type(backbone.model).__module__], "checkpoint_filter_fn", None)
-    if fitted is not None:
-        inner = fitted(inner, backbone.model)
-    return {
-        **{name: value for name, value in state.items() if not name.startswith("model.")},
-        **{f"model.{name}": value for name, value in inner.items()},
-    }
 
 
 def _fixed(backbone: Any, name: str) -> bool:

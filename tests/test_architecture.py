@@ -42,7 +42,7 @@ LEVELS = (
     {"recipe", "schedules", "checks", "defaults", "backbones", "objectives", "teacher", "testing", "engine"},
     {"train"},
     {"probe"},
-    {"build", "checkpoint", "weights", "matrix", "trained"},
+    {"build", "checkpoint", "resizing", "weights", "matrix", "trained"},
     {"official", "data", "evaluation", "pictures", "sheet", "loggers", "diagnosis", "folder", "flags", "provenance"},
     {"gallery", "doubts", "display", "measuring", "cost", "preview", "export"},
     {"run", "evaluate", "show"},
