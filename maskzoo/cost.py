@@ -178,7 +178,7 @@ def _unseen(recipe: Recipe, options: Any, registry: Registry) -> Shape:
     return Shape.called(
         options.name,
         size,
-        channels=getattr(options, "channels", 3),
+        channels=getattr(options, "channels", None) or 3,
         class_count=count,
         images=getattr(options, "train_images", None) or 0,
     )

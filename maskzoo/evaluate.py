@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from maskzoo.build import described, make_backbone
-from maskzoo.data.folder import STATISTICS
+from maskzoo.data.pixels import STATISTICS
 from maskzoo.data.remarks import remarks_of
 from maskzoo.engine import choose_device
 from maskzoo.errors import DataError, MaskZooError, RecipeError, StoppedError

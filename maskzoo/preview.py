@@ -16,14 +16,14 @@ from typing import Any
 
 import attrs
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from maskzoo.build import check_needs, check_ratio, choose_curriculum, choose_ratio, make_backbone, refuse_meaningless
 from maskzoo.cost import Shape
 from maskzoo.data.batches import prepare
-from maskzoo.data.folder import MODES, STATISTICS, opened, pixels_of
+from maskzoo.data.pixels import MODES, STATISTICS, Reading
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.flags import backbone_of
 from maskzoo.pictures import coloured, covered, signed
@@ -127,8 +127,7 @@ def _refuse_too_much(files: Sequence[Path], wish: Wish) -> None:
 def read(file: Path, channels: int) -> Tensor:
     """The image in a file as uint8 [C, H, W], turned as its EXIF data say; DataError where it cannot be had."""
     try:
-        with opened(str(file)) as image:
-            return pixels_of(_upright(image), channels, f"'{file}'")
+        return Reading(channels).read(str(file)).image
     except DataError as problem:
         cause = problem.__cause__
         if isinstance(cause, FileNotFoundError | NotADirectoryError):
@@ -141,14 +140,6 @@ def read(file: Path, channels: int) -> Tensor:
         if isinstance(cause, OSError) and cause.strerror:
             raise DataError(f"IMAGE: '{file}' cannot be opened ({cause.strerror})") from problem
         raise
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image as a camera wants it seen, or as it is stored where what the camera says cannot be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow raises nearly everything
-        return image
 
 
 def _names(files: Sequence[Path]) -> list[str]:

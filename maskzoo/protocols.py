@@ -37,6 +37,11 @@ DECLARATIONS = frozenset(
 
 
 @dataclass_transform(eq_default=False, field_specifiers=(attrs.field,))
+def _inherited_last(_: type, fields: list[Any]) -> list[Any]:
+    """Options that are given by name alone, as those of a base class, after those that a short use may give."""
+    return sorted(fields, key=lambda field: bool(field.kw_only))
+
+
 def define(cls: ClassType) -> ClassType:
     """`attrs.define` for nn.Modules: the annotated fields of the class are its options in a recipe.
 
@@ -44,7 +49,9 @@ def define(cls: ClassType) -> ClassType:
     parameters assigned later are lost without a word; `NO_OP` keeps nn.Module's own.
     """
     try:
-        made = attrs.define(eq=False, repr=False, slots=False, on_setattr=attrs.setters.NO_OP)(cls)
+        made = attrs.define(
+            eq=False, repr=False, slots=False, on_setattr=attrs.setters.NO_OP, field_transformer=_inherited_last
+        )(cls)
     except ValueError as problem:  # attrs shows the whole field
         mandatory = re.search(r"No mandatory attributes allowed.*name='(\w+)'", str(problem), re.DOTALL)
         if mandatory is None:
@@ -583,9 +590,10 @@ class Objective(Protocol):
 class Sample:
     """One image of a data set, before augmentation."""
 
-    image: Tensor  # [C, H, W] uint8
+    image: Tensor  # [C, H, W]; levels are uint8 / 255, uint16 / 65535, or float32 as they are, nominally in [0, 1]
     label: int | None = None
-    extras: Mapping[str, Tensor] = attrs.field(factory=dict)  # [*, H, W] each; cropped and flipped with the image
+    # [*, H, W] each; cropped and flipped with the image. "valid", bool [C, H, W], says which values were measured
+    extras: Mapping[str, Tensor] = attrs.field(factory=dict)
 
 
 class Split(Protocol):
@@ -627,7 +635,7 @@ class Dataset(Protocol):
     size: tuple[int, int]  # height and width in pixels to which images are brought unless a recipe says otherwise
     classes: Sequence[str] | None  # None: no labels
     flip: bool  # whether a mirrored image still shows the same (not so for digits)
-    mean: Sequence[float]  # of each channel, of pixels in [0, 1]
+    mean: Sequence[float]  # of each channel, in levels
     std: Sequence[float]
 
 

@@ -18,7 +18,8 @@ from maskzoo.data import maskzoo_datasets
 from maskzoo.data.cifar10 import CLASSES, Cifar10
 from maskzoo.data.digits import Digits
 from maskzoo.data.fashion_mnist import SYSTEM_FOLDER, FashionMnist, read_idx
-from maskzoo.data.folder import Folder, read_image
+from maskzoo.data.folder import Folder
+from maskzoo.data.pixels import Reading
 from maskzoo.errors import DataError
 
 
@@ -340,17 +341,17 @@ def test_the_size_is_224_if_images_differ_and_unreadable_ones_have_no_say(tmp_pa
 def test_an_image_comes_as_bytes_in_the_channels_asked_for(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png", (5, 7))
     pixels = np.array(Image.open(path))
-    assert np.array_equal(read_image(str(path), 3).permute(1, 2, 0).numpy(), pixels)
+    assert np.array_equal(Reading(3).read(str(path)).image.permute(1, 2, 0).numpy(), pixels)
     for channels in (1, 4):
-        image = read_image(str(path), channels)
+        image = Reading(channels).read(str(path)).image
         assert image.shape == (channels, 5, 7)
         assert image.dtype == torch.uint8
-    assert read_image(str(path), 4)[3].eq(255).all()
+    assert Reading(4).read(str(path)).image[3].eq(255).all()
 
 
 def test_a_png_with_the_wrong_extension_is_read_by_its_content(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.jpg", format="PNG")
-    assert read_image(str(path), 3).shape == (3, 8, 8)
+    assert Reading(3).read(str(path)).image.shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -358,7 +359,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, channels: int) -> N
     values = np.array([[0, 257], [32896, 65535]], dtype=np.uint16)
     for name in ("a.png", "a.tiff"):
         Image.fromarray(values).save(tmp_path / name)
-        image = read_image(str(tmp_path / name), channels)
+        image = Reading(channels).read(str(tmp_path / name)).image
         assert image[0].tolist() == [[0, 1], [128, 255]]
         assert image.shape == (channels, 2, 2)
 
@@ -366,18 +367,18 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, channels: int) -> N
 def test_floating_point_pixels_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(DataError, match=r"a\.tiff.*32 bits"):
-        read_image(str(tmp_path / "a.tiff"), 1)
+        Reading(1).read(str(tmp_path / "a.tiff"))
 
 
 def test_palettes_transparency_and_print_colours_are_read_without_a_warning(tmp_path: Path) -> None:
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.save(tmp_path / "a.png", transparency=bytes([255, 0]))  # Pillow warns of this one
-    assert read_image(str(tmp_path / "a.png"), 3)[:, 0, 0].tolist() == [40, 50, 60]
-    assert read_image(str(tmp_path / "a.png"), 4)[:, 0, 0].tolist() == [40, 50, 60, 0]
+    assert Reading(3).read(str(tmp_path / "a.png")).image[:, 0, 0].tolist() == [40, 50, 60]
+    assert Reading(4).read(str(tmp_path / "a.png")).image[:, 0, 0].tolist() == [40, 50, 60, 0]
     for mode, name in (("CMYK", "b.jpg"), ("1", "c.png"), ("LA", "d.png"), ("YCbCr", "e.jpg")):
         Image.new(mode, (4, 4)).save(tmp_path / name)
-        assert read_image(str(tmp_path / name), 3).shape == (3, 4, 4)
+        assert Reading(3).read(str(tmp_path / name)).image.shape == (3, 4, 4)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tif"])
@@ -387,23 +388,23 @@ def test_a_truncated_image_is_named(tmp_path: Path, name: str) -> None:
     for share in (0.0, 0.01, 0.5, 0.9):
         path.write_bytes(content[: int(len(content) * share)])
         with pytest.raises(DataError, match=name):
-            read_image(str(path), 3)
+            Reading(3).read(str(path))
 
 
 def test_what_is_no_image_or_gone_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
     with pytest.raises(DataError, match=r"a\.png' is no image"):
-        read_image(str(path), 3)
+        Reading(3).read(str(path))
     path.unlink()
     with pytest.raises(DataError, match=r"a\.png"):
-        read_image(str(path), 3)
+        Reading(3).read(str(path))
 
 
 def test_an_enormous_image_is_refused_by_name_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_image(tmp_path / "a.png", (30, 30))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"a\.png"):
-        read_image(str(path), 3)
+        Reading(3).read(str(path))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # only a warning
-    assert read_image(str(path), 3).shape == (3, 30, 30)
+    assert Reading(3).read(str(path)).image.shape == (3, 30, 30)

@@ -19,7 +19,7 @@ from maskzoo.backbones.adapter import without_fetching
 from maskzoo.backbones.vit import VitBackbone
 from maskzoo.checkpoint import found
 from maskzoo.compare.cells import gather
-from maskzoo.data.folder import STATISTICS
+from maskzoo.data.pixels import STATISTICS
 from maskzoo.errors import ContractError, DataError, RecipeError
 from maskzoo.evaluate import Subject, Wishes, _evaluate, evaluate_backbone, evaluate_run
 from maskzoo.evaluation.classifier import Classifier

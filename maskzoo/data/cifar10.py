@@ -50,7 +50,7 @@ def find_cifar10(root: str | None) -> tuple[Split, Split]:
     if folder.is_file():
         raise DataError(f"'{folder}' is a file; `data.root` names the folder that holds CIFAR-10")
     if all((folder / part / name).is_dir() for part in ("train", "test") for name in CLASSES):
-        train, test, classes = find_splits(folder, channels=3)
+        train, test, classes = find_splits(folder)
         if tuple(classes or ()) == CLASSES:
             return train, test
     if root is not None and (folder / "train").is_dir():

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import attrs
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from maskzoo.bounds import MOST_SIDE
+from maskzoo.data.pixels import EXTENSIONS, Reading, ReadsImages, opened
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import not_empty, quoted
 from maskzoo.protocols import Sample, Split, Stream, define
 from maskzoo.seeds import stream
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tiff", ".tif")
-# By content, not by name: misnamed files are common, and Pillow's rarer formats (PostScript!) have no business here.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-STATISTICS = {  # ImageNet's; grey is their weighted sum, and nothing is known of an alpha channel
-    1: ((0.459,), (0.226,)),
-    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    4: ((0.485, 0.456, 0.406, 0.5), (0.229, 0.224, 0.225, 0.5)),
-}
 PROBED = 32  # images that are asked for their size
 USUAL_SIZE = (224, 224)
 
@@ -44,7 +31,7 @@ class ImageFiles:
 
     files: Sequence[str]
     labels: Sequence[int] | None
-    channels: int = 3
+    reading: Reading = attrs.field(factory=Reading)
     root: str | None = None  # the folder without which there are no files at all
 
     def __len__(self) -> int:
@@ -52,12 +39,12 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            image = read_image(self.files[index], self.channels)
+            pixels = self.reading.read(self.files[index])
         except DataError:
             if self.root is not None:
                 check_still_there(self.root)
             raise
-        return Sample(image, None if self.labels is None else self.labels[index])
+        return pixels.sample(None if self.labels is None else self.labels[index])
 
     def subset(self, positions: Sequence[int]) -> ImageFiles:
         """The images at `positions`."""
@@ -73,7 +60,7 @@ def a_size(dataset: object, field: attrs.Attribute[Any], value: int | tuple[int,
 
 
 @define
-class Folder:
+class Folder(ReadsImages):
     """Your own images: a folder of class folders, or of unlabelled images, with or without train and test inside."""
 
     name: ClassVar[str] = "folder"
@@ -82,20 +69,17 @@ class Folder:
     root: str = attrs.field(validator=not_empty)
     # height and width; unless given, the images' own if it is one, or 224
     size: int | tuple[int, int] | None = attrs.field(default=None, validator=a_size)
-    channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
     flip: bool = True  # whether a mirrored image still shows the same
 
     def __attrs_post_init__(self) -> None:
         root = expanded(self.root)
         check_folder(root)
-        train, test, classes = find_splits(root, self.channels)
-        self.train: Split = train
-        self.test: Split = test
+        train, test, classes = find_splits(root)
+        reading = self.decide(train)
+        self.train: Split = attrs.evolve(train, reading=reading)
+        self.test: Split = attrs.evolve(test, reading=reading)
         self.classes: Sequence[str] | None = classes
         self.size = settled_size(self.size, train)
-        self.mean: Sequence[float]
-        self.std: Sequence[float]
-        self.mean, self.std = STATISTICS[self.channels]
 
 
 def check_still_there(root: str | os.PathLike[str]) -> None:
@@ -133,24 +117,24 @@ def expanded(root: str) -> Path:
         raise RecipeError(f"'{root}': {problem}", key="root") from problem
 
 
-def find_splits(root: Path, channels: int) -> tuple[ImageFiles, ImageFiles, Sequence[str] | None]:
+def find_splits(root: Path) -> tuple[ImageFiles, ImageFiles, Sequence[str] | None]:
     """The training and test images under `root`, and their classes.
 
     They are what the folders train and test (or val, or validation) hold. Without a folder train, every tenth image
     of a labelled set is held out, always the same ones, and none of an unlabelled set. Raises DataError.
     """
     if not os.path.isdir(root / "train"):
-        images, classes = find_images(root, channels)
+        images, classes = find_images(root)
         if classes is None:
             return images, images.subset([]), None
         order = torch.randperm(len(images), generator=stream(0, "hold out")).tolist()
         held_out = len(images) // 10
         return images.subset(sorted(order[held_out:])), images.subset(sorted(order[:held_out])), classes
 
-    train, classes = find_images(root / "train", channels)
+    train, classes = find_images(root / "train")
     for name in ("test", "val", "validation"):
         if (root / name).is_dir():
-            test, test_classes = find_images(root / name, channels, known=classes)
+            test, test_classes = find_images(root / name, known=classes)
             if (classes is None) != (test_classes is None):
                 labelled, loose = ("train", name) if test_classes is None else (name, "train")
                 raise DataError(f"'{root / labelled}' has class folders, '{root / loose}' has none; make them alike")
@@ -158,9 +142,7 @@ def find_splits(root: Path, channels: int) -> tuple[ImageFiles, ImageFiles, Sequ
     return train, train.subset([]), classes
 
 
-def find_images(
-    folder: Path, channels: int, known: Sequence[str] | None = None
-) -> tuple[ImageFiles, Sequence[str] | None]:
+def find_images(folder: Path, known: Sequence[str] | None = None) -> tuple[ImageFiles, Sequence[str] | None]:
     """The images under `folder` and their classes: the names of the folders directly in it that hold images.
 
     Images directly in `folder` have no labels. Where classes are `known`, labels are positions among those. Raises
@@ -184,7 +166,7 @@ def find_images(
             f"('{next(iter(by_class))}'); a labelled set has folders only, an unlabelled one has none"
         )
     if loose:
-        return ImageFiles(loose, None, channels, str(folder)), None
+        return ImageFiles(loose, None, root=str(folder)), None
     if not by_class:
         raise DataError(f"'{folder}' holds no images; these would be files that end in {', '.join(EXTENSIONS)}")
     classes = list(by_class) if known is None else known
@@ -197,7 +179,7 @@ def find_images(
     numbers = {name: number for number, name in enumerate(classes)}
     files = [file for paths in by_class.values() for file in paths]
     labels = [numbers[name] for name, paths in by_class.items() for _ in paths]
-    return ImageFiles(files, labels, channels, str(folder)), classes
+    return ImageFiles(files, labels, root=str(folder)), classes
 
 
 def is_image(name: str) -> bool:
@@ -247,50 +229,3 @@ def common_size(split: Split) -> tuple[int, int] | None:
         except DataError:  # its lookup will tell
             continue
     return sizes.pop() if len(sizes) == 1 else None
-
-
-@contextmanager
-def opened(file: str | IO[bytes], name: str = "") -> Iterator[Image.Image]:
-    """The image in `file`, its header read and its pixels not yet; Pillow's warnings are silenced meanwhile.
-
-    Whatever goes wrong with the image becomes a DataError that names it, by `name` if the file has none: Pillow raises
-    nearly everything.
-    """
-    name = name or f"'{file}'"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                yield image
-        except DataError:
-            raise
-        except UnidentifiedImageError as error:
-            raise DataError(f"{name} is no image; mend or remove it") from error
-        except Exception as error:
-            raise DataError(f"{name} cannot be decoded ({error}); mend or remove it") from error
-
-
-def read_image(file: str | IO[bytes], channels: int, name: str = "") -> Tensor:
-    """The image in `file` as uint8 [C, H, W]: grey, RGB or RGBA. Raises DataError, naming it as `opened` does.
-
-    Pixels are taken as they are stored: an EXIF orientation is ignored, and so is transparency unless C is 4. Of an
-    animation the first frame counts. Grey of 16 bits is scaled to 8.
-    """
-    with opened(file, name) as image:
-        return pixels_of(image, channels, name or f"'{file}'")
-
-
-def pixels_of(image: Image.Image, channels: int, name: str) -> Tensor:
-    """The pixels of an image as uint8 [C, H, W]; DataError, naming it, where their range is not known."""
-    if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image, name)
-    pixels = np.array(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
-
-
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """The grey image in 8 bits; Pillow would clip what is above 255."""
-    pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        raise DataError(f"{name} has pixels of 32 bits, whose range nobody knows; convert it to 8 or 16 bits")
-    return Image.fromarray((pixels / 257).round().astype(np.uint8))

@@ -21,16 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskzoo.bounds import MOST_CLASSES, MOST_SHARDS, between
-from maskzoo.data.folder import (
-    MODES,
-    STATISTICS,
-    a_size,
-    check_folder,
-    check_still_there,
-    expanded,
-    read_image,
-    settled_size,
-)
+from maskzoo.data.folder import a_size, check_folder, check_still_there, expanded, settled_size
+from maskzoo.data.pixels import Reading, ReadsImages
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import not_empty, parse_json, quoted, read_json
 from maskzoo.protocols import Sample, Split, define
@@ -52,7 +44,7 @@ class ImagesInShards:
     start: NDArray[np.int64]  # [M] its first byte
     size: NDArray[np.int64]  # [M] how many bytes it has
     labels: NDArray[np.int64] | None  # [M]
-    channels: int = 3
+    reading: Reading = attrs.field(factory=Reading)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -69,14 +61,12 @@ class ImagesInShards:
         name = f"the image at byte {start} of '{file}'"
         if len(content) < size:
             raise DataError(f"{name} is cut short; fetch the shard anew")
-        return Sample(
-            read_image(io.BytesIO(content), self.channels, name),
-            None if self.labels is None else int(self.labels[index]),
-        )
+        pixels = self.reading.read(io.BytesIO(content), name)
+        return pixels.sample(None if self.labels is None else int(self.labels[index]))
 
 
 @define
-class Shards:
+class Shards(ReadsImages):
     """WebDataset's shards on this machine: tar files of images, each with its class's number beside it."""
 
     name: ClassVar[str] = "shards"
@@ -91,7 +81,6 @@ class Shards:
     class_count: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(1, MOST_CLASSES)))
     # height and width; unless given, the images' own if it is one, or 224
     size: int | tuple[int, int] | None = attrs.field(default=None, validator=a_size)
-    channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
     flip: bool = True  # whether a mirrored image still shows the same
 
     def __attrs_post_init__(self) -> None:
@@ -102,8 +91,9 @@ class Shards:
         test = self._split(root, files)
         if both := set(train.files) & set(test.files):
             raise RecipeError(f"'{min(both)}' is among the training images too", key="test_split")
-        self.train: Split = train
-        self.test: Split = test
+        reading = self.decide(train)
+        self.train: Split = attrs.evolve(train, reading=reading)
+        self.test: Split = attrs.evolve(test, reading=reading)
         self.classes: Sequence[str] | None = None
         if train.labels is not None:
             if self.class_count is None:
@@ -117,9 +107,6 @@ class Shards:
                         key="class_count",
                     )
         self.size = settled_size(self.size, train)
-        self.mean: Sequence[float]
-        self.std: Sequence[float]
-        self.mean, self.std = STATISTICS[self.channels]
 
     def _split(self, root: Path, files: Sequence[Path]) -> ImagesInShards:
         found = [members(file, tuple(self.image_key), self.label_key) for file in files]
@@ -142,7 +129,6 @@ class Shards:
             start=table[:, 0],
             size=table[:, 1],
             labels=None if lacking or not self.label_key else labels,
-            channels=self.channels,
         )
 
 

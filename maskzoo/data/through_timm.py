@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from maskzoo.bounds import MOST_CLASSES, MOST_SHARDS, MOST_STEPS, between
-from maskzoo.data.folder import MODES, STATISTICS, a_size, check_still_there, pixels_of, read_image, settled_size
+from maskzoo.data.folder import a_size, check_still_there, settled_size
+from maskzoo.data.pixels import Reading, ReadsImages
 from maskzoo.data.shards import check_ranges
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.plain import not_empty
@@ -41,7 +42,7 @@ SCHEMES = ("http", "https", "ftps", "sftp", "scp", "gs", "htgs", "hf", "ais", "s
 
 
 @define
-class ThroughTimm:
+class ThroughTimm(ReadsImages):
     """Any data set that timm opens: of Hugging Face, torchvision or TensorFlow, WebDataset's, folders and tar files.
 
     What timm reads in order (hfids/, wds/, tfds/) is a stream. tfds/ has never been tried here: it follows timm's code.
@@ -63,10 +64,7 @@ class ThroughTimm:
     class_count: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(1, MOST_CLASSES)))
     # height and width; unless given, the images' own if it is one, or 224
     size: int | tuple[int, int] | None = attrs.field(default=None, validator=a_size)
-    channels: int = attrs.field(default=3, validator=attrs.validators.in_(tuple(MODES)))  # 1 grey, 3 RGB, 4 RGBA
     flip: bool = True  # whether a mirrored image still shows the same
-    mean: tuple[float, ...] | None = None  # of each channel; ImageNet's unless given
-    std: tuple[float, ...] | None = None  # of each channel; ImageNet's unless given
     shares: int = attrs.field(default=4, validator=between(1, MOST_SHARDS))  # of a stream, read side by side
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm's create_dataset
 
@@ -78,16 +76,14 @@ class ThroughTimm:
         train, names = self._open(self.train_split, self.train_images)
         self.train: Split = train
         self.test: Split = NoImages()
+        train.reading = self.decide(train)
         if self.test_split:
-            self.test, _ = self._open(self.test_split, self.test_images, known=names or {})
+            test, _ = self._open(self.test_split, self.test_images, known=names or {})
+            test.reading = train.reading
+            self.test = test
             self._check_apart(train, self.test)
         self.classes: Sequence[str] | None = self._classes(names)
         self.size = settled_size(self.size, train)
-        mean, std = STATISTICS[self.channels]
-        self.mean, self.std = self.mean or mean, self.std or std
-        for key in ("mean", "std"):
-            if len(getattr(self, key)) != self.channels:
-                raise RecipeError(f"must have {self.channels} values, one for each channel", key=key)
 
     @property
     def kind(self) -> str:
@@ -110,7 +106,7 @@ class ThroughTimm:
                 call["num_samples"] = images
             # TensorFlow reads with threads of its own, and timm tells its shares apart by the loader's workers alone.
             single = known is not None or self.kind == "tfds"
-            stream = TimmStream(call, self.channels, self.labels, 1 if single else self.shares)
+            stream = TimmStream(call, self.labels, 1 if single else self.shares)
             return stream, stream.class_numbers
         if self.kind == "" and self.root is not None:
             if known and "class_map" not in call:
@@ -121,7 +117,7 @@ class ThroughTimm:
         if self.kind in ("", "torch") and self.root is None:
             raise RecipeError("say where the images are", key="root")
         folder = self.root if self.kind == "" and os.path.isdir(self.root or "") else None
-        found = TimmImages(opened(call), self.source or str(self.root), self.channels, self.labels, folder)
+        found = TimmImages(opened(call), self.source or str(self.root), self.labels, folder)
         return found, found.class_numbers
 
     def _check_apart(self, train: Split, test: Split) -> None:
@@ -237,15 +233,15 @@ def label_of(target: Any, name: str) -> int:
         ) from error
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class TimmImages:
     """A split over what timm or torchvision can look up; a broken image raises DataError, naming it."""
 
     dataset: Any
     source: str
-    channels: int
     labelled: bool
     folder: str | None = None  # without which there are no images at all
+    reading: Reading = attrs.field(factory=Reading)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -267,11 +263,11 @@ class TimmImages:
                 check_still_there(self.folder)
             raise DataError(f"{self._named(index)} cannot be read ({error}); mend or remove it") from error
         if isinstance(found, Image.Image):
-            image = pixels_of(found, self.channels, name)
+            pixels = self.reading.of(found, name)
         else:
             with found:
-                image = read_image(found, self.channels, self._named(index))
-        return Sample(image, label_of(target, name) if self.labelled else None)
+                pixels = self.reading.read(found, self._named(index))
+        return pixels.sample(label_of(target, name) if self.labelled else None)
 
     def _named(self, index: int) -> str:
         """The image in words, by its file's name if there is one."""
@@ -310,9 +306,12 @@ class TimmStream:
     with hfids/.
     """
 
-    def __init__(self, call: Mapping[str, Any], channels: int, labelled: bool, shares: int) -> None:
-        self.name, self.channels, self.labelled = call["name"], channels, labelled
-        self.dataset = opened({**call, "is_training": True, "input_img_mode": MODES[channels]})
+    def __init__(self, call: Mapping[str, Any], labelled: bool, shares: int) -> None:
+        self.name, self.labelled, self.reading = call["name"], labelled, Reading()
+        mode = (
+            "RGB" if self.name.lower().startswith("tfds/") else None
+        )  # None: as stored, save there, where it is needed
+        self.dataset = opened({**call, "is_training": True, "input_img_mode": mode})
         reader = self.dataset.reader
         if self.name.lower().startswith("wds/"):  # a list of files beside the shards has been read
             check_places(call["root"], [str(file) for file in reader.split_info.filenames])
@@ -366,7 +365,7 @@ class TimmStream:
             for image, target in dataset:
                 name = f"image {done} of share {share} of '{self.name}'"
                 label = label_of(target, name) if self.labelled else None
-                yield Sample(pixels_of(image, self.channels, name), label)
+                yield self.reading.of(image, name).sample(label)
                 done += 1
         except MaskZooError:
             raise
