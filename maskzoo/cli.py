@@ -176,7 +176,11 @@ def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--objective", metavar="NAME", help="What the model learns by [default: reconstruct]."),
         click.option("--weights", metavar="PATH", help="Initialise the backbone from a run or a weights file."),
-        click.option("--data", metavar="NAME|FOLDER", help="A data set, or a folder of images [default: digits]."),
+        click.option(
+            "--data",
+            metavar="NAME|FOLDER",
+            help="A folder of images, a data set, hf:NAME or shards:URL [default: digits].",
+        ),
         click.option("--epochs", type=int, metavar="N", help="Number of training epochs [default: 100; digits: 8]."),
         click.option(
             "--batch-size",

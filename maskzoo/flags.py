@@ -76,12 +76,14 @@ def changed(
 
 
 def data_of(text: str, registry: Registry) -> Any:
-    """--data: the name of a data set, or a folder of images."""
+    """--data: the name of a data set, also with its first options (hf:NAME, shards:URL), or a folder of images."""
     known = registry.classes("dataset")
     if text in known:
         return text
     if os.path.isdir(text):  # False also for a name that no file can have
         return {"use": "folder", "root": text}
+    if named(text) in known:
+        return long_form(registry, "dataset", text)
     raise RecipeError(f"recipe.data: '{text}' is neither a folder nor a data set; {nearest(text, known)}")
 
 

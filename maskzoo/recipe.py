@@ -639,12 +639,13 @@ class _Maker:
             return {"use": "constant", "value": float(use)}
         if not isinstance(use, str):
             raise RecipeError(f"expected {indefinite(kind)}: a name, or a table with `use`, got {quoted(use)}")
-        name, *values = use.split(":")
+        name, *values = re.split(":(?!//)", use)  # a URL is one value
         table: dict[str, Any] = {"use": name}
         if not values:
             return table
         cls = self._find(kind, name)
-        options = [field.name for field in attrs.fields(cls) if field.init] if attrs.has(cls) else []
+        fields = attrs.fields(cls) if attrs.has(cls) else ()
+        options = [field.name for field in fields if field.init and not field.kw_only]
         if len(values) > len(options):
             raise RecipeError(f"'{use}' gives {len(values)} values, but '{name}' has {len(options)} options: {options}")
         return table | {option: parse(value) for option, value in zip(options, values, strict=False)}

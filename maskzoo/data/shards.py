@@ -1,4 +1,4 @@
-"""Images in WebDataset's shards on this machine, looked up where they lie in the tar files.
+"""Images in WebDataset's shards, looked up where they lie in the tar files: on this machine or by a URL.
 
 Shapes: M images.
 """
@@ -12,7 +12,9 @@ import math
 import os
 import re
 import tarfile
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,14 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskzoo.bounds import MOST_CLASSES, MOST_SHARDS, between
-from maskzoo.data.folder import a_size, check_folder, check_still_there, expanded, settled_size
+from maskzoo.data.folder import a_size, settled_size
 from maskzoo.data.pixels import Reading, ReadsImages
+from maskzoo.data.places import Place, Remote, place_of
 from maskzoo.errors import DataError, RecipeError
-from maskzoo.plain import not_empty, parse_json, quoted, read_json
+from maskzoo.plain import MOST_BYTES, not_empty, parse_json, quoted
 from maskzoo.protocols import Sample, Split, define
 
 INFO_FILES = ("_info.json", "info.json")  # what the shards of timm's data sets come with
 NO_LABEL = -1
+AT_ONCE = 8  # shards that are gone through side by side where each is fetched for it
 
 
 @attrs.frozen(eq=False)
@@ -38,7 +42,7 @@ class ImagesInShards:
     Nothing is held open between two lookups, so that any number of processes may share a split.
     """
 
-    root: str
+    place: Place
     files: Sequence[str]  # the shards
     shard: NDArray[np.int32]  # [M] which of the files an image is in
     start: NDArray[np.int64]  # [M] its first byte
@@ -51,13 +55,7 @@ class ImagesInShards:
 
     def __getitem__(self, index: int) -> Sample:
         file, start, size = self.files[self.shard[index]], int(self.start[index]), int(self.size[index])
-        try:
-            with open(file, "rb") as shard:
-                shard.seek(start)
-                content = shard.read(size)
-        except OSError as error:
-            check_still_there(self.root)
-            raise DataError(f"shard '{file}' cannot be read ({error.strerror}); bring it back") from error
+        content = self.place.read(file, start, size)
         name = f"the image at byte {start} of '{file}'"
         if len(content) < size:
             raise DataError(f"{name} is cut short; fetch the shard anew")
@@ -67,11 +65,11 @@ class ImagesInShards:
 
 @define
 class Shards(ReadsImages):
-    """WebDataset's shards on this machine: tar files of images, each with its class's number beside it."""
+    """WebDataset's shards: tar files of images in a folder or at a URL, each with its class's number beside it."""
 
     name: ClassVar[str] = "shards"
 
-    # the folder of the tar files
+    # the folder of the tar files, or a URL that fsspec reads, such as s3://bucket/folder
     root: str = attrs.field(validator=not_empty)
     train_split: str = "train-*.tar"  # a pattern, also like train-{0000..0146}.tar, or a split's name in _info.json
     test_split: str = ""  # the same for the test images; empty: none
@@ -84,11 +82,10 @@ class Shards(ReadsImages):
     flip: bool = True  # whether a mirrored image still shows the same
 
     def __attrs_post_init__(self) -> None:
-        root = expanded(self.root)
-        check_folder(root)
-        train = self._split(root, find_shards(root, self.train_split, "train_split"))
-        files = find_shards(root, self.test_split, "test_split") if self.test_split else []
-        test = self._split(root, files)
+        place = place_of(self.root)
+        train = self._split(place, find_shards(place, self.train_split, "train_split"))
+        files = find_shards(place, self.test_split, "test_split") if self.test_split else []
+        test = self._split(place, files)
         if both := set(train.files) & set(test.files):
             raise RecipeError(f"'{min(both)}' is among the training images too", key="test_split")
         reading = self.decide(train)
@@ -108,8 +105,9 @@ class Shards(ReadsImages):
                     )
         self.size = settled_size(self.size, train)
 
-    def _split(self, root: Path, files: Sequence[Path]) -> ImagesInShards:
-        found = [members(file, tuple(self.image_key), self.label_key) for file in files]
+    def _split(self, place: Place, files: Sequence[str]) -> ImagesInShards:
+        with ThreadPoolExecutor(AT_ONCE if isinstance(place, Remote) else 1) as pool:
+            found = list(pool.map(lambda file: members(place, file, tuple(self.image_key), self.label_key), files))
         table = np.concatenate([np.empty((0, 3), dtype=np.int64), *found])
         labels = table[:, 2]
         lacking = int((labels == NO_LABEL).sum())
@@ -123,8 +121,8 @@ class Shards(ReadsImages):
                 f"{', '.join(self.image_key)} (`data.image_key`)"
             )
         return ImagesInShards(
-            root=str(root),
-            files=[str(file) for file in files],
+            place=place,
+            files=files,
             shard=np.repeat(np.arange(len(files), dtype=np.int32), [len(one) for one in found]),
             start=table[:, 0],
             size=table[:, 1],
@@ -132,34 +130,47 @@ class Shards(ReadsImages):
         )
 
 
-def find_shards(root: Path, split: str, key: str) -> list[Path]:
+def find_shards(place: Place, split: str, key: str) -> list[str]:
     """The shards that a split's name or a pattern means, in order; RecipeError, for the option `key`, if there is none.
 
     A pattern is one of the shell, in which {0000..0146} is a range of numbers.
     """
-    for name in INFO_FILES:
-        if (root / name).is_file():
-            try:
-                listed = read_json(root / name)["splits"].get(split)
-                files = [] if listed is None else [root / file for file in listed["filenames"]]
-            except (LookupError, TypeError, AttributeError) as error:
-                raise DataError(f"'{root / name}' does not list splits and their files ({error!r})") from error
-            if files:
-                break
-    else:
-        files = []
+    named = _listed(place, split)
+    files: list[str] = []
+    if not named:
         check_ranges(split, key)
         for pattern in _numbered(split):
             if any(sign in pattern for sign in "*?["):
-                files += sorted(root.glob(pattern))
-            elif pattern != split or os.path.isfile(root / pattern):  # False also for a name that no file can have
-                files.append(root / pattern)
-    if not files:
-        raise RecipeError(f"no shard in '{root}' is meant by '{split}'; write a pattern such as train-*.tar", key=key)
-    for file in files:
-        if not os.path.isfile(file):
-            raise DataError(f"the shard '{file}' is missing, of those that `data.{key}` names")
-    return files
+                files += place.found(pattern)
+            elif pattern != split or place.is_file(place.at(pattern)):
+                named.append(place.at(pattern))
+    if not files and not named:
+        raise RecipeError(
+            f"no shard in '{place.root}' is meant by '{split}'; write a pattern such as train-*.tar", key=key
+        )
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for file, there in zip(named, pool.map(place.is_file, named), strict=True):
+            if not there:
+                raise DataError(f"the shard '{file}' is missing, of those that `data.{key}` names")
+    return files + named
+
+
+def _listed(place: Place, split: str) -> list[str]:
+    """The shards that a file beside them lists for a split of this name."""
+    for name in INFO_FILES:
+        file = place.at(name)
+        if not place.is_file(file):
+            continue
+        try:
+            if (size := place.size(file)) > MOST_BYTES:
+                raise DataError(f"'{file}' cannot be read: it is larger than {MOST_BYTES // 2**20} MiB")
+            listed = parse_json(place.read(file, 0, size), f"'{file}'")["splits"].get(split)
+            files = [] if listed is None else [place.at(str(one)) for one in listed["filenames"]]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"'{file}' does not list splits and their files ({error!r})") from error
+        if files:
+            return files
+    return []
 
 
 def check_ranges(pattern: str, key: str) -> None:
@@ -181,35 +192,43 @@ def _numbered(pattern: str) -> Iterator[str]:
         yield from _numbered(f"{head}{number:0{len(found[1])}d}{tail}")
 
 
-def members(file: Path, image_key: tuple[str, ...], label_key: str) -> NDArray[np.int64]:
+def members(place: Place, file: str, image_key: tuple[str, ...], label_key: str) -> NDArray[np.int64]:
     """[M, 3]: first byte, number of bytes and label of each image of a shard; NO_LABEL where there is none.
 
     A large shard takes seconds to go through, so what was found is kept in the user's cache, under the shard's name,
-    size and time of change. Raises DataError for what is no whole, uncompressed tar file.
+    size and time of change, or what else its place says of that. Raises DataError for what is no whole, uncompressed
+    tar file.
     """
+    kept = None
     try:
-        state = file.stat()
-        told = [str(file.resolve()), state.st_size, state.st_mtime_ns, image_key, label_key]
-        kept = cache_folder() / f"{hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()}.npy"
-        if kept.is_file():
-            return _checked_index(np.load(kept, allow_pickle=False), state.st_size)
+        state = place.state(file)
+        if state is not None:
+            told = json.dumps([state, image_key, label_key])
+            kept = cache_folder() / f"{hashlib.blake2b(told.encode(), digest_size=16).hexdigest()}.npy"
+            if kept.is_file():
+                return _checked_index(np.load(kept, allow_pickle=False), state[0])
     except (OSError, ValueError, EOFError):
         pass  # it can be gone through again; if the shard itself is the trouble, that will tell
     try:
-        with tarfile.open(file, "r:") as shard:
+        with place.opened(file) as content, tarfile.open(file, "r:", fileobj=content) as shard:
             table = np.array(list(_found(shard, image_key, label_key)), dtype=np.int64).reshape(-1, 3)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
             f"'{file}' is no whole, uncompressed tar file ({error}); fetch it anew, or unpack it if it is a .tar.gz"
         ) from error
+    if kept is not None:
+        _keep(kept, table)
+    return table
+
+
+def _keep(kept: Path, table: NDArray[np.int64]) -> None:
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_name(f"{kept.stem}.{os.getpid()}.part.npy")  # several processes begin at once
+        beside = kept.with_name(f"{kept.stem}.{os.getpid()}.{threading.get_ident()}.part.npy")  # several begin at once
         np.save(beside, table)
         beside.replace(kept)
     except OSError:
         pass  # a full or read-only home costs the next run some seconds
-    return table
 
 
 def _checked_index(kept: Any, size: int) -> NDArray[np.int64]:
