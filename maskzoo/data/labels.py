@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any, Literal
 
 import attrs
@@ -35,10 +34,10 @@ def label_of(label: Any, classes: int | None, name: str) -> int | None:
     not known. Raises ContractError for anything else, and for a label that is too large.
     """
     value = _plain(label)
-    if value is None or (isinstance(value, Real) and not isinstance(value, Integral) and math.isnan(value)):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    truth = isinstance(value, bool) and classes not in (None, 2)
-    if truth or not isinstance(value, Real) or not math.isfinite(value) or value != int(value):
+    odd = isinstance(value, bool) and classes not in (None, 2)
+    if odd or not isinstance(value, int | float) or (isinstance(value, float) and not value.is_integer()):
         raise ContractError(f"{name} has the label {quoted(value)}, which is no class's number")
     number = int(value)
     if number < 0:
@@ -51,8 +50,10 @@ def label_of(label: Any, classes: int | None, name: str) -> int | None:
 
 def _plain(label: Any) -> Any:
     """A label as Python has it, where it is a single number of numpy or torch."""
+    if not hasattr(label, "item"):
+        return label
     try:
-        return label.item() if hasattr(label, "item") else label
+        return label.item()
     except (ValueError, RuntimeError):  # several numbers
         return label
 
