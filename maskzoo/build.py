@@ -511,7 +511,13 @@ def parameter_groups(recipe: OptimizerRecipe, module: Any, path: str, backbone: 
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """By what a resumed run knows its training images again: how many, and the names of files where there are any."""
+    """By what a resumed run knows its training images again: how many, and the names of files where there are any.
+
+    A split that has no files may have a `fingerprint` of its own.
+    """
+    own = getattr(dataset.train, "fingerprint", None)
+    if isinstance(own, str):
+        return f"{len(dataset.train)} images, {own}"
     names = "\n".join(below_their_root([os.fspath(file) for file in getattr(dataset.train, "files", ())]))
     return f"{len(dataset.train)} images, {hashlib.blake2b(os.fsencode(names), digest_size=8).hexdigest()}"
 

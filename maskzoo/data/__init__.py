@@ -12,7 +12,8 @@ def maskzoo_datasets() -> list[type]:
     from maskzoo.data.digits import Digits
     from maskzoo.data.fashion_mnist import FashionMnist
     from maskzoo.data.folder import Folder
+    from maskzoo.data.hugging_face import HuggingFace
     from maskzoo.data.shards import Shards
     from maskzoo.data.through_timm import ThroughTimm
 
-    return [Digits, FashionMnist, Cifar10, Folder, Shards, ThroughTimm]
+    return [Digits, FashionMnist, Cifar10, Folder, Shards, HuggingFace, ThroughTimm]
