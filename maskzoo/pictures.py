@@ -18,6 +18,7 @@ from maskzoo.plain import printable, replace
 
 HIDDEN = (0.20, 0.22, 0.27)  # the colour over hidden patches: in no photograph by chance, and dark in print
 INK = "#1f2430"
+OWNER = "MaskZoo masks"  # what a picture says of itself, so that it is known among images
 ROW_TITLES = ("image", "what is seen", "rebuilt")
 
 
@@ -96,7 +97,7 @@ def _draw(rows: Sequence[Tensor], titles: Sequence[str], path: Path, title: str,
         if note:
             figure.text(0.01, 0.08 / figure.get_figheight(), printable(note), ha="left", va="bottom", fontsize=7.5)
         drawn = io.BytesIO()
-        figure.savefig(drawn, format="png")
+        figure.savefig(drawn, format="png", metadata={"Software": OWNER})
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, drawn.getvalue())
 

@@ -12,8 +12,8 @@ from test_timm_data import write_folder
 
 from maskzoo import ContractError, DataError, MaskZooError, Recipe, RecipeError, bounds, official
 from maskzoo.backbones import adapter
-from maskzoo.data.folder import walk
 from maskzoo.data.shards import check_ranges
+from maskzoo.data.survey import survey
 from maskzoo.flags import _set
 from maskzoo.recipe import make
 
@@ -102,9 +102,9 @@ def test_a_pattern_of_too_many_shards_is_refused(text: str):
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_folder(tmp_path)
-    assert len(list(walk(str(tmp_path)))) == 12
+    assert survey(str(tmp_path), (".png",)).count == 12
     with pytest.raises(DataError, match="cannot be listed"):
-        list(walk(str(tmp_path / "gone")))
+        survey(str(tmp_path / "gone"), (".png",))
 
 
 def test_pretrained_weights_that_cannot_be_fetched_are_refused_at_once(monkeypatch: pytest.MonkeyPatch):

@@ -274,11 +274,12 @@ def test_a_test_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
         Folder(root=str(tmp_path))
 
 
-def test_labelled_training_and_unlabelled_test_images_are_refused(tmp_path: Path) -> None:
+def test_unlabelled_test_images_beside_labelled_training_images_are_told_and_not_used(tmp_path: Path) -> None:
     class_folders(tmp_path / "train", images=1)
     write_image(tmp_path / "test" / "1.png")
-    with pytest.raises(DataError, match="make them alike"):
-        Folder(root=str(tmp_path))
+    dataset = Folder(root=str(tmp_path))
+    assert (len(dataset.train), len(dataset.test)) == (2, 0)
+    assert "test/ (1 image without labels)" in dataset.remarks[1]
 
 
 def test_images_at_any_depth_of_a_class_folder_count_and_hidden_ones_do_not(tmp_path: Path) -> None:

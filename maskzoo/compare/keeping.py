@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from maskzoo.errors import DataError, RecipeError
-from maskzoo.marks import is_run, unused
+from maskzoo.marks import COMPARISON, is_run, unused
 from maskzoo.plain import LEFTOVER, is_number, read_json, read_text, replace, write_json
 
 RECORD = "comparison.json"
-GENERATOR = "MaskZoo comparison"  # its mark, and that of the page
+GENERATOR = COMPARISON
 META = f'<meta name="generator" content="{GENERATOR}">'
 NAME = r"[A-Za-z0-9_+=@-][A-Za-z0-9._+=@-]*"  # a file's or folder's, as `folder_name` makes it
 REPORT = re.compile(rf"{NAME}|figures/[^/]+|sources/{NAME}/{NAME}")

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from maskzoo.data.digits import ImagesInMemory
-from maskzoo.data.folder import find_splits
+from maskzoo.data.finding import find
+from maskzoo.data.folder import found_splits
 from maskzoo.errors import DataError
 from maskzoo.plain import not_empty
 from maskzoo.protocols import Split, define
@@ -50,9 +51,9 @@ def find_cifar10(root: str | None) -> tuple[Split, Split]:
     if folder.is_file():
         raise DataError(f"'{folder}' is a file; `data.root` names the folder that holds CIFAR-10")
     if all((folder / part / name).is_dir() for part in ("train", "test") for name in CLASSES):
-        train, test, classes = find_splits(folder)
-        if tuple(classes or ()) == CLASSES:
-            return train, test
+        found = find(folder, "splits")
+        if found.layout.classes == CLASSES:
+            return found_splits(found)
     if root is not None and (folder / "train").is_dir():
         raise DataError(
             f"'{folder}' does not hold the class folders of CIFAR-10, and no others, in train and in test: "

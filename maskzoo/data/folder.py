@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
-import torch
 
 from maskzoo.bounds import MOST_SIDE
-from maskzoo.data.pixels import EXTENSIONS, Reading, ReadsImages, opened
+from maskzoo.data.finding import find
+from maskzoo.data.layout import READINGS, Found, Layout, ReadAs
+from maskzoo.data.pixels import Reading, ReadsImages, opened
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import not_empty, quoted
 from maskzoo.protocols import Sample, Split, Stream, define
-from maskzoo.seeds import stream
 
 PROBED = 32  # images that are asked for their size
 USUAL_SIZE = (224, 224)
@@ -70,15 +70,23 @@ class Folder(ReadsImages):
     # height and width; unless given, the images' own if it is one, or 224
     size: int | tuple[int, int] | None = attrs.field(default=None, validator=a_size)
     flip: bool = True  # whether a mirrored image still shows the same
+    # what the folders are: "splits", "classes", or "unlabelled" (all images at any depth); unless given, what they look
+    # like
+    read_as: ReadAs | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.in_(READINGS))
+    )
 
     def __attrs_post_init__(self) -> None:
         root = expanded(self.root)
         check_folder(root)
-        train, test, classes = find_splits(root)
+        found = find(root, self.read_as)
+        self.layout: Layout = found.layout
+        self.remarks: Sequence[str] = found.layout.lines()
+        train, test = found_splits(found)
         reading = self.decide(train)
         self.train: Split = attrs.evolve(train, reading=reading)
         self.test: Split = attrs.evolve(test, reading=reading)
-        self.classes: Sequence[str] | None = classes
+        self.classes: Sequence[str] | None = found.classes
         self.size = settled_size(self.size, train)
 
 
@@ -117,92 +125,12 @@ def expanded(root: str) -> Path:
         raise RecipeError(f"'{root}': {problem}", key="root") from problem
 
 
-def find_splits(root: Path) -> tuple[ImageFiles, ImageFiles, Sequence[str] | None]:
-    """The training and test images under `root`, and their classes.
-
-    They are what the folders train and test (or val, or validation) hold. Without a folder train, every tenth image
-    of a labelled set is held out, always the same ones, and none of an unlabelled set. Raises DataError.
-    """
-    if not os.path.isdir(root / "train"):
-        images, classes = find_images(root)
-        if classes is None:
-            return images, images.subset([]), None
-        order = torch.randperm(len(images), generator=stream(0, "hold out")).tolist()
-        held_out = len(images) // 10
-        return images.subset(sorted(order[held_out:])), images.subset(sorted(order[:held_out])), classes
-
-    train, classes = find_images(root / "train")
-    for name in ("test", "val", "validation"):
-        if (root / name).is_dir():
-            test, test_classes = find_images(root / name, known=classes)
-            if (classes is None) != (test_classes is None):
-                labelled, loose = ("train", name) if test_classes is None else (name, "train")
-                raise DataError(f"'{root / labelled}' has class folders, '{root / loose}' has none; make them alike")
-            return train, test, classes
-    return train, train.subset([]), classes
-
-
-def find_images(folder: Path, known: Sequence[str] | None = None) -> tuple[ImageFiles, Sequence[str] | None]:
-    """The images under `folder` and their classes: the names of the folders directly in it that hold images.
-
-    Images directly in `folder` have no labels. Where classes are `known`, labels are positions among those. Raises
-    DataError where there are no images, both loose and in folders, or a class that is not known.
-    """
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"'{folder}' cannot be listed ({error.strerror}); make it readable") from error
-    loose, folders = [], []
-    for entry in entries:
-        if entry.is_dir():
-            folders.append(entry)
-        elif is_image(entry.name):
-            loose.append(entry.path)
-    by_class = {entry.name: sorted(walk(entry.path)) for entry in folders if not entry.name.startswith(".")}
-    by_class = {name: files for name, files in by_class.items() if files}
-    if loose and by_class:
-        raise DataError(
-            f"'{folder}' holds both loose images ('{Path(loose[0]).name}') and folders of images "
-            f"('{next(iter(by_class))}'); a labelled set has folders only, an unlabelled one has none"
-        )
-    if loose:
-        return ImageFiles(loose, None, root=str(folder)), None
-    if not by_class:
-        raise DataError(f"'{folder}' holds no images; these would be files that end in {', '.join(EXTENSIONS)}")
-    classes = list(by_class) if known is None else known
-    strange = [name for name in by_class if name not in classes]
-    if strange:
-        raise DataError(
-            f"'{folder}' has the class '{strange[0]}', which the training images do not have; "
-            f"theirs are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
-        )
-    numbers = {name: number for number, name in enumerate(classes)}
-    files = [file for paths in by_class.values() for file in paths]
-    labels = [numbers[name] for name, paths in by_class.items() for _ in paths]
-    return ImageFiles(files, labels, root=str(folder)), classes
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name is one of the images; hidden files, such as those of macOS, are not."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
-def walk(folder: str) -> Iterator[str]:
-    """The image files at any depth, in no particular order; links are followed, each real folder is seen once."""
-    seen = set()
-    for place, folders, names in os.walk(folder, onerror=_unlisted, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(place, name) for name in names if is_image(name))
-
-
-def _unlisted(error: OSError) -> None:
-    """Images that are left out in silence would make the classes others."""
-    raise DataError(f"'{error.filename}' cannot be listed ({error.strerror}); make it readable, or move it away")
+def found_splits(found: Found) -> tuple[ImageFiles, ImageFiles]:
+    """The training and the test images that a layout tells."""
+    return (
+        ImageFiles(found.train, found.train_labels, root=found.train_root),
+        ImageFiles(found.test, found.test_labels, root=found.test_root),
+    )
 
 
 def settled_size(size: int | tuple[int, int] | None, split: Split) -> tuple[int, int]:
