@@ -65,7 +65,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------------------------------------- the hook, digits
 def test_every_data_set_has_a_name_and_a_sentence() -> None:
     classes = maskzoo_datasets()
-    assert [cls.name for cls in classes] == ["digits", "fashion-mnist", "cifar10", "folder", "shards", "timm"]
+    assert [cls.name for cls in classes] == ["digits", "fashion-mnist", "cifar10", "folder", "shards", "hf", "timm"]
     assert all((cls.__doc__ or "").strip().endswith(".") for cls in classes)
 
 
