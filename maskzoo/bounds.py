@@ -17,6 +17,7 @@ MOST_BLOCKS = 1000  # of a network
 MOST_WIDTH = 2**16  # channels, heads
 MOST_SIDE = 2**15  # pixels
 MOST_PATCHES = 2**17  # of an image; attention among twice as many takes minutes an image
+MOST_UNASKED = 64 * 64  # of them, unless a recipe confirms more
 MOST_SHARDS = 100_000
 MOST_CLASSES = 10**7
 

@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -21,6 +22,7 @@ from timm.optim import (
 from torch import nn
 
 from maskzoo.backbones import skeleton
+from maskzoo.backbones.sizes import any_size
 from maskzoo.blame import blaming, distribution_of, plugin_error, refuses, titled
 from maskzoo.bounds import MOST_STEPS
 from maskzoo.checks import kind_of
@@ -92,7 +94,8 @@ def build(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(train.seed, "model"))
-        backbone, remarks = make_backbone(recipe.backbone, dataset, registry), list[str]()
+        with any_size() if resuming else nullcontext():
+            backbone, remarks = make_backbone(recipe.backbone, dataset, registry), list[str]()
         if recipe.weights is not None and not resuming:
             remarks = load_weights(backbone, recipe.weights)
         classes = {} if dataset.classes is None else {"classes": len(dataset.classes)}

@@ -61,6 +61,7 @@ class Costs:
     parameters: int  # that the model's optimizer moves, decoder and all
     strategy_parameters: int = 0  # of strategies that learn
     device: str = "meta"  # "cpu" where something looked at values, and images of zeros had to be given
+    remarks: tuple[str, ...] = ()  # of the backbone, on the size of the images
 
     @property
     def total(self) -> float:
@@ -234,7 +235,7 @@ def cost_table(recipe: Recipe, registry: Registry) -> Listing:
     table.add("parameters of the model", f"{costs.parameters:,}", "")
     if costs.strategy_parameters:
         table.add("parameters of the strategy", f"{costs.strategy_parameters:,}", "")
-    table.remarks += remarks_of(shape)
+    table.remarks += [*remarks_of(shape), *costs.remarks]
     if steps is None:
         table.remarks.append("the run's cost needs the data's number of images, or train.steps")
     if costs.device != "meta":
@@ -441,6 +442,7 @@ def _counted(recipe: Recipe, step: _Step, dials: Dials) -> Costs:
         parameters=trained_parameters(step.objective),
         strategy_parameters=sum(trained_parameters(learner) for learner in step.strategy.learners()),
         device=step.images.device.type,
+        remarks=tuple(remarks_of(step.objective.backbone)),
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from maskzoo import checkpoint
 from maskzoo.backbones.adapter import without_fetching
+from maskzoo.backbones.sizes import any_size
 from maskzoo.build import set_up_module
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.plain import named, read_json
@@ -74,7 +75,7 @@ def open_run(path: Path, registry: Registry) -> Trained:
     remarks = [*(f"{one}; going back to step {state['step']}" for one in damaged), *edited]
     recipe = Recipe.from_plain(plain)
     try:
-        with torch.random.fork_rng(devices=[]), without_fetching():
+        with torch.random.fork_rng(devices=[]), without_fetching(), any_size():
             backbone: Any = make(registry, "backbone", recipe.backbone, "recipe.backbone")
             objective: Any = make(registry, "objective", recipe.objective, "recipe.objective")
             set_up_module("recipe.objective", objective, backbone)

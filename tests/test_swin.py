@@ -524,7 +524,6 @@ def test_the_name_of_a_timm_model_alone_finds_this_adapter(name: str):
         ({"timm": "swinv2_cr_tiny_224"}, "timm", "is a SwinTransformerV2Cr"),
         ({"image_size": 100}, "image_size", "nearest sizes are 96 x 96"),
         ({"image_size": 0}, "image_size", "at least 1 pixel"),
-        ({"data_size": (130, 130)}, "image_size", "cannot be cut"),
         ({"channels": 0}, "channels", "at least one channel"),
         ({"options": {**TINY, "bananas": 3}}, "options", "bananas"),
         ({"options": {**TINY, "img_size": 64}}, "options", "img_size"),

@@ -21,14 +21,22 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 
-from maskzoo.bounds import MOST_BLOCKS, MOST_PATCHES, MOST_SIDE, MOST_WIDTH
+from maskzoo.backbones import skeleton
+from maskzoo.backbones.sizes import (
+    MOST_PIXELS,
+    automatic_size,
+    price,
+    refuse_many,
+    refuse_no_size,
+    refuse_uncut,
+)
+from maskzoo.bounds import MOST_BLOCKS, MOST_PATCHES, MOST_SIDE, MOST_WIDTH, between
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.mask import Mask
 from maskzoo.plain import quoted
 from maskzoo.protocols import Need, define
 
 REACHED_IN = 5.0  # seconds
-LEAST_UNITS = 4  # mask units a side, below which the data's own size is raised
 _FETCHING: ContextVar[bool] = ContextVar("fetching", default=True)  # whether pretrained weights are to be fetched
 WEIGHTS = "weights come from `pretrained` of the backbone, or from recipe.weights"
 NOT_HERE = {  # options of timm's create_model that would get in the way, or read, fetch and write what nobody asked for
@@ -58,7 +66,8 @@ class TimmBackbone(nn.Module):
     stage_dims: ClassVar[tuple[int, ...]] = ()
 
     timm: str  # name of the timm model
-    image_size: int | tuple[int, int] | None = None  # pixels a side; None: the data's, raised to four mask units a side
+    # pixels a side; None: the data's, brought to whole mask units, to at least four a side, and not to too many
+    image_size: int | tuple[int, int] | None = None
     # of the images; a run takes it from its data
     channels: int = attrs.field(default=3, validator=attrs.validators.le(MOST_WIDTH))
     data_size: tuple[int, int] = (224, 224)  # height and width of the data's images; a run takes it from its data
@@ -66,12 +75,15 @@ class TimmBackbone(nn.Module):
     drop_path: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.lt(1.0)])
     pretrained: bool = False  # timm's weights, downloaded
     options: Mapping[str, Any] = attrs.field(factory=dict)  # anything else for timm.create_model
+    # patches (mask units) of an image that are meant, where they are more than 4,096
+    most_patches: int | None = attrs.field(default=None, validator=attrs.validators.optional(between(1, MOST_PATCHES)))
 
     def __attrs_pre_init__(self) -> None:
         super().__init__()
         self.model: Any = None  # the timm model
         self.grid: tuple[int, int] = (0, 0)
         self.dim = self.token_dim = self.prefix = 0
+        self.remarks: list[str] = []  # what there is to tell of the size that was chosen
 
     @classmethod
     def adapts(cls, model: nn.Module) -> bool:
@@ -98,38 +110,27 @@ class TimmBackbone(nn.Module):
         raise ContractError(f"'{self.timm}' has no attention that can be read")
 
     # -------------------------------------------------------------------------------------------------------- building
-    def _sized(self, unit: tuple[int, int]) -> tuple[int, int]:
-        """The size of the images, which units of this size must cut; the data's raised if none was asked for."""
-        if self.channels < 1:
-            raise RecipeError(f"an image has at least one channel, got {self.channels}", key="channels")
+    def _sized(self, unit: tuple[int, int], most: int | None = None) -> tuple[int, int]:
+        """The size of the images, in whole units: as asked for, or the data's, brought to `most` of them at most."""
+        self._refuse_no_image()
         if max(unit) > MOST_SIDE:
             raise RecipeError(f"must be at most {MOST_SIDE} pixels a side, got {quoted(max(unit))}", key="patch_size")
-        size = pair(self.image_size) if self.image_size is not None else self._raised(unit)
-        if min(size) < 1:
-            raise RecipeError(f"must be at least 1 pixel, got {size[0]} x {size[1]}", key="image_size")
-        if max(size) > MOST_SIDE:
-            raise RecipeError(
-                f"must be at most {MOST_SIDE} pixels a side, got {quoted(size[0])} x {quoted(size[1])}",
-                key="image_size",
-            )
-        if any(side % step for side, step in zip(size, unit, strict=True)):
-            nearest = [max(1, round(side / step)) * step for side, step in zip(size, unit, strict=True)]
-            raise RecipeError(
-                f"an image of {size[0]} x {size[1]} pixels cannot be cut into patches of {unit[0]} x {unit[1]}; "
-                f"the nearest sizes are {nearest[0]} x {nearest[1]}",
-                key="image_size",
-            )
+        if self.image_size is None:
+            choice = automatic_size(self.data_size, unit, most or MOST_PIXELS // math.prod(unit))
+            self.remarks = [choice.told] if choice.told else []
+            return choice.size
+        size = pair(self.image_size)
+        refuse_uncut(size, unit)
         units = math.prod(side // step for side, step in zip(size, unit, strict=True))
-        if units > MOST_PATCHES:
-            raise RecipeError(
-                f"an image of {size[0]} x {size[1]} pixels in patches of {unit[0]} x {unit[1]} has {units:,} patches, "
-                f"more than {MOST_PATCHES:,}; take larger patches or smaller images",
-                key="image_size",
-            )
+        refuse_many(size, unit, self.most_patches, price(skeleton(self.timm), self.options, size, units))
         return size
 
-    def _raised(self, unit: tuple[int, int]) -> tuple[int, int]:
-        return max(self.data_size[0], LEAST_UNITS * unit[0]), max(self.data_size[1], LEAST_UNITS * unit[1])
+    def _refuse_no_image(self) -> None:
+        """Raise RecipeError for channels or a size that no unit would make right."""
+        if self.channels < 1:
+            raise RecipeError(f"an image has at least one channel, got {self.channels}", key="channels")
+        if self.image_size is not None:
+            refuse_no_size(pair(self.image_size))
 
     def _create(self, refused: Mapping[str, str] = NOT_HERE, **arguments: Any) -> Any:
         """The timm model, without a classifier; what timm finds wrong is said as an error of `options`."""

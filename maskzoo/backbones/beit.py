@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from maskzoo.backbones import skeleton
 from maskzoo.backbones.adapter import TimmBackbone, pair
+from maskzoo.backbones.sizes import MOST_AUTOMATIC
 from maskzoo.backbones.vit import OWN_OPTIONS, new_mask_token, sin_cos, unfused, with_mask_token
+from maskzoo.bounds import MOST_UNASKED
 from maskzoo.errors import RecipeError
 from maskzoo.mask import Mask
 from maskzoo.protocols import Need, define
@@ -38,7 +40,7 @@ class BeitBackbone(TimmBackbone):
         patch = pair(usual.patch_embed.patch_size if self.patch_size is None else self.patch_size)
         if min(patch) < 1:
             raise RecipeError(f"must be at least 1 pixel, got {patch[0]} x {patch[1]}", key="patch_size")
-        size = self._sized(patch)
+        size = self._sized(patch, MOST_AUTOMATIC if self.patch_size is None else MOST_UNASKED)
         self.model = self._create(OWN_OPTIONS, img_size=size, patch_size=patch)
         if isinstance(self.model.norm, nn.Identity):  # timm's weights end in a norm behind a pooling that we never run
             self.model.norm, self.model.fc_norm = self.model.fc_norm, self.model.norm

@@ -89,7 +89,7 @@ class CnnBackbone(TimmBackbone):
                 "number of positions, which the backbone 'cnn' needs",
                 key="timm",
             )
-        self._sized((1, 1))  # refuses what no unit would make right
+        self._refuse_no_image()
         self.model = self._create(NOT_HERE)
         model = copy.deepcopy(self.model).to("meta")
         unit = unit_of(model, self.channels)

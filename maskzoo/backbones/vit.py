@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from maskzoo.backbones import skeleton
 from maskzoo.backbones.adapter import NOT_HERE, TimmBackbone, pair
+from maskzoo.backbones.sizes import MOST_AUTOMATIC, asked_patch, automatic_patch
+from maskzoo.bounds import MOST_UNASKED
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.mask import Mask
 from maskzoo.protocols import Need, define
 
 OWN_OPTIONS = {**NOT_HERE, "patch_size": "it is an option of the backbone itself"}
-AUTOMATIC_PATCHES = (16, 8, 4, 2, 1)  # pixels, tried in this order
-AUTOMATIC_UNITS = 7  # a side, at least, with an automatic patch size: MNIST's 28 pixels give 7 x 7 patches of 4
 
 
 @define
@@ -37,7 +37,7 @@ class VitBackbone(TimmBackbone):
     dense: ClassVar[bool] = False
 
     timm: str = "vit_tiny_patch16_224"  # name of the timm model
-    # pixels a side; None: timm's own; "auto": what gives 7 patches a side or more
+    # pixels a side; None: timm's own; "auto": what gives 7 patches a side or more, about 14 of large images
     patch_size: int | tuple[int, int] | Literal["auto"] | None = None
     position: Literal["timm", "sin-cos"] = "timm"  # "sin-cos": MAE's fixed table in place of learned positions
     init: Literal["timm", "mae"] = (
@@ -50,10 +50,7 @@ class VitBackbone(TimmBackbone):
 
     def __attrs_post_init__(self) -> None:
         usual = self._usual_patch()
-        patch = self._chosen_patch(usual)
-        if min(patch) < 1:
-            raise RecipeError(f"must be at least 1 pixel, got {patch[0]} x {patch[1]}", key="patch_size")
-        size = self._sized(patch)
+        size, patch = self._cut(usual)
         self.model = self._built(size, None if patch == usual else patch)
         if not self.adapts(self.model) or len(self.model.blocks) == 0:
             raise RecipeError(f"with these options '{self.timm}' has no blocks that could be shown part", key="options")
@@ -198,18 +195,23 @@ class VitBackbone(TimmBackbone):
         rows, columns = model.patch_embed.grid_size
         return height // rows, width // columns
 
-    def _chosen_patch(self, usual: tuple[int, int]) -> tuple[int, int]:
-        if self.patch_size is None:
-            return usual
-        if self.patch_size != "auto":
-            return pair(self.patch_size)
-        if hasattr(skeleton(self.timm).patch_embed, "backbone"):
-            return usual  # a convolutional stem decides
-        sides = pair(self.image_size) if self.image_size is not None else self.data_size
-        for patch in AUTOMATIC_PATCHES:
-            if all(side % patch == 0 and side // patch >= AUTOMATIC_UNITS for side in sides):
-                return patch, patch
-        return usual
+    def _cut(self, usual: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The size of the images and of a patch."""
+        asked = self.patch_size
+        if asked == "auto" and not hasattr(skeleton(self.timm).patch_embed, "backbone"):  # else its stem decides
+            self._refuse_no_image()
+            if self.image_size is None:
+                choice = automatic_patch(self.data_size)
+                self.remarks = [choice.told] if choice.told else []
+                return choice.size, choice.unit
+            patch = pair(asked_patch(pair(self.image_size)))
+            return self._sized(patch), patch
+        if asked is None or asked == "auto":
+            return self._sized(usual, MOST_AUTOMATIC), usual
+        patch = pair(asked)
+        if min(patch) < 1:
+            raise RecipeError(f"must be at least 1 pixel, got {patch[0]} x {patch[1]}", key="patch_size")
+        return self._sized(patch, MOST_UNASKED), patch
 
     def _built(self, size: tuple[int, int], patch: tuple[int, int] | None) -> Any:
         arguments: dict[str, Any] = {"img_size": size}
