@@ -442,7 +442,7 @@ def _counted(recipe: Recipe, step: _Step, dials: Dials) -> Costs:
         parameters=trained_parameters(step.objective),
         strategy_parameters=sum(trained_parameters(learner) for learner in step.strategy.learners()),
         device=step.images.device.type,
-        remarks=tuple(remarks_of(step.objective.backbone)),
+        remarks=tuple(getattr(step.objective.backbone, "remarks", ())),
     )
 
 

@@ -215,7 +215,7 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
 
     Raises MaskZooError in the end where not a single figure could be had.
     """
-    for remark in [*remarks_of(subject.dataset), *remarks_of(subject.backbone)]:
+    for remark in remarks_of(subject.dataset, subject.backbone):
         console.print(remark, highlight=False, markup=False)
     device = choose_device(wishes.device)
     for module in (subject.backbone, subject.objective):

@@ -26,7 +26,7 @@ def facts(session: Session, dataset: Dataset, registry: Registry) -> dict[str, A
         "precision": session.engine.precision,
         "images": {"train": len(dataset.train), "test": len(dataset.test)},
         "classes": None if dataset.classes is None else len(dataset.classes),
-        "remarks": [*remarks_of(dataset), *remarks_of(backbone)],
+        "remarks": remarks_of(dataset, backbone),
         "image_size": list(session.image_size),
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "steps": session.steps,

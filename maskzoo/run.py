@@ -136,7 +136,7 @@ def _run(
             known = {**facts(session, dataset, registry), "clashes": clashes(session.recipe, registry)}
             folder.describe(session, registry, {**known, "changed": changed} if changed else known)
         console.print(_summary(session, dataset, recipe, folder.path), highlight=False, markup=False)
-        for remark in [*remarks_of(dataset), *remarks_of(session.objective.backbone)]:
+        for remark in remarks_of(dataset, session.objective.backbone):
             console.print(remark, highlight=False, markup=False)
         if resumed:
             moment = f"step {session.step} of {session.steps}"

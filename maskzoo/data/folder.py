@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import attrs
 
-from maskzoo.bounds import MOST_SIDE
 from maskzoo.data.finding import find
 from maskzoo.data.layout import READINGS, Found, Layout, ReadAs
 from maskzoo.data.pixels import Reading, ReadsImages, opened
+from maskzoo.data.sizes import Size, a_size, settle_size, size_of
 from maskzoo.errors import DataError, RecipeError
-from maskzoo.plain import not_empty, quoted
-from maskzoo.protocols import Sample, Split, Stream, define
-
-PROBED = 32  # images that are asked for their size
-USUAL_SIZE = (224, 224)
+from maskzoo.plain import not_empty
+from maskzoo.protocols import Sample, Split, define
 
 
 class SourceGoneError(DataError):
@@ -46,17 +43,19 @@ class ImageFiles:
             raise
         return pixels.sample(None if self.labels is None else self.labels[index])
 
+    def size_at(self, index: int) -> Size:
+        """Height and width of an image, by its header where Pillow can read that."""
+        try:
+            with opened(self.files[index]) as image:
+                return size_of(image)
+        except DataError:  # it may be of a format that only the reader knows
+            height, width = self[index].image.shape[-2:]
+            return height, width
+
     def subset(self, positions: Sequence[int]) -> ImageFiles:
         """The images at `positions`."""
         labels = None if self.labels is None else [self.labels[position] for position in positions]
         return attrs.evolve(self, files=[self.files[position] for position in positions], labels=labels)
-
-
-def a_size(dataset: object, field: attrs.Attribute[Any], value: int | tuple[int, int] | None) -> None:
-    """Refuse a height or width, in pixels, that no image has."""
-    sides = () if value is None else (value,) if isinstance(value, int) else value
-    if any(not 1 <= side <= MOST_SIDE for side in sides):
-        raise RecipeError(f"must be between 1 and {MOST_SIDE} pixels a side, got {quoted(value)}", key=field.name)
 
 
 @define
@@ -87,7 +86,7 @@ class Folder(ReadsImages):
         self.train: Split = attrs.evolve(train, reading=reading)
         self.test: Split = attrs.evolve(test, reading=reading)
         self.classes: Sequence[str] | None = found.classes
-        self.size = settled_size(self.size, train)
+        settle_size(self, self.train)
 
 
 def check_still_there(root: str | os.PathLike[str]) -> None:
@@ -131,29 +130,3 @@ def found_splits(found: Found) -> tuple[ImageFiles, ImageFiles]:
         ImageFiles(found.train, found.train_labels, root=found.train_root),
         ImageFiles(found.test, found.test_labels, root=found.test_root),
     )
-
-
-def settled_size(size: int | tuple[int, int] | None, split: Split) -> tuple[int, int]:
-    """Height and width to which a data set brings its images: as asked for, else their own if it is one, or 224."""
-    return (size, size) if isinstance(size, int) else size or common_size(split) or USUAL_SIZE
-
-
-def common_size(split: Split) -> tuple[int, int] | None:
-    """The height and width that images evenly spread over the split share, if they do; unreadable ones are skipped.
-
-    Nothing is known of a stream, of which that would mean reading all.
-    """
-    probed = 0 if isinstance(split, Stream) else min(PROBED, len(split))
-    sizes = set()
-    for number in range(probed):
-        position = number * len(split) // probed
-        try:
-            if isinstance(split, ImageFiles):
-                with opened(split.files[position]) as image:  # the header alone
-                    sizes.add((image.height, image.width))
-            else:
-                height, width = split[position].image.shape[-2:]
-                sizes.add((height, width))
-        except DataError:  # its lookup will tell
-            continue
-    return sizes.pop() if len(sizes) == 1 else None

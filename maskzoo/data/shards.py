@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskzoo.bounds import MOST_CLASSES, MOST_SHARDS, between
-from maskzoo.data.folder import a_size, settled_size
 from maskzoo.data.pixels import Reading, ReadsImages
 from maskzoo.data.places import Place, Remote, place_of
+from maskzoo.data.sizes import a_size, settle_size
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import MOST_BYTES, not_empty, parse_json, quoted
 from maskzoo.protocols import Sample, Split, define
@@ -103,7 +103,7 @@ class Shards(ReadsImages):
                         "classes",
                         key="class_count",
                     )
-        self.size = settled_size(self.size, train)
+        settle_size(self, self.train)
 
     def _split(self, place: Place, files: Sequence[str]) -> ImagesInShards:
         with ThreadPoolExecutor(AT_ONCE if isinstance(place, Remote) else 1) as pool:

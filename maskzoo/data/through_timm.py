@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from maskzoo.bounds import MOST_CLASSES, MOST_SHARDS, MOST_STEPS, between
-from maskzoo.data.folder import a_size, check_still_there, settled_size
+from maskzoo.data.folder import check_still_there
 from maskzoo.data.pixels import Reading, ReadsImages
 from maskzoo.data.shards import check_ranges
+from maskzoo.data.sizes import a_size, settle_size
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.plain import not_empty
 from maskzoo.protocols import Sample, Split, define
@@ -83,7 +84,7 @@ class ThroughTimm(ReadsImages):
             self.test = test
             self._check_apart(train, self.test)
         self.classes: Sequence[str] | None = self._classes(names)
-        self.size = settled_size(self.size, train)
+        settle_size(self, self.train)
 
     @property
     def kind(self) -> str:
