@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from maskzoo.bounds import MOST_CLASSES
-from maskzoo.data.folder import a_size, check_still_there, settled_size
+from maskzoo.data.folder import check_still_there
 from maskzoo.data.library import library
 from maskzoo.data.pixels import Reading, ReadsImages
+from maskzoo.data.sizes import a_size, settle_size
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import not_empty, quoted
 from maskzoo.protocols import Sample, Split, define
@@ -140,7 +141,7 @@ class HuggingFace(ReadsImages):
         reading = self.decide(train)
         self.train: Split = attrs.evolve(train, reading=reading)
         self.test: Split = attrs.evolve(test, reading=reading)
-        self.size = settled_size(self.size, self.train)
+        settle_size(self, self.train)
 
     def _split(self, splits: Mapping[str, Any], name: str, folder: str | None) -> ImagesInTable:
         """The images of a split, with labels where any of them has one."""
