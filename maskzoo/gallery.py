@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from maskzoo import processes
-from maskzoo.data.batches import prepare, prepare_extra
+from maskzoo.data.augment import together
+from maskzoo.data.prepare import prepare_sample
 from maskzoo.errors import DataError
 from maskzoo.evaluation.features import evaluating, some_of
 from maskzoo.pictures import Moment, coloured, covered, draw_curriculum, draw_moment
@@ -40,16 +41,16 @@ def whole_images(dataset: Dataset, size: tuple[int, int], count: int) -> Batch:
             continue  # the gallery can do with one image less
     if not samples:
         raise DataError(f"none of the images of '{dataset.name}' that were looked at can be read")
-    first = next(iter(samples.values()))
+    names = {place: f"training image {place}" for place in samples}
+    prepared = [prepare_sample(s, size, dataset.mean, dataset.std, names[place]) for place, s in samples.items()]
+    images = [image for image, _ in prepared]
+    extras = together([side for _, side in prepared], images)
     labels = [sample.label for sample in samples.values() if sample.label is not None]
     return Batch(
-        torch.stack([prepare(s.image, size, dataset.mean, dataset.std) for s in samples.values()]),
+        torch.stack(images),
         torch.tensor(labels) if dataset.classes is not None else None,
         torch.tensor(list(samples)),
-        {
-            name: torch.stack([prepare_extra(sample.extras[name], size) for sample in samples.values()])
-            for name in first.extras
-        },
+        {name: torch.stack(values) for name, values in extras.items()},
     )
 
 

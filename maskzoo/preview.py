@@ -22,8 +22,8 @@ from torch import Tensor
 
 from maskzoo.build import check_needs, check_ratio, choose_curriculum, choose_ratio, make_backbone, refuse_meaningless
 from maskzoo.cost import Shape
-from maskzoo.data.batches import prepare
 from maskzoo.data.pixels import MODES, STATISTICS, Reading
+from maskzoo.data.prepare import prepare
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.flags import backbone_of
 from maskzoo.pictures import coloured, covered, signed

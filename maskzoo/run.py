@@ -19,9 +19,10 @@ from maskzoo import checkpoint, processes
 from maskzoo.alarms import Alarms, not_finite
 from maskzoo.blame import blaming, plugin_error
 from maskzoo.build import build
-from maskzoo.data.batches import batches, loader_trouble, steps_in_epoch
+from maskzoo.data.batches import batches, steps_in_epoch
 from maskzoo.data.remarks import remarks_of
 from maskzoo.data.whole import usual_workers
+from maskzoo.data.workers import loader_trouble
 from maskzoo.defaults import settled
 from maskzoo.diagnosis import first_bad
 from maskzoo.display import display, phrase

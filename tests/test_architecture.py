@@ -232,7 +232,7 @@ INITIAL_WEIGHTS: dict[tuple[str, str], set[str]] = {
 SEEDED = {
     "maskzoo/build.py",  # initial weights
     "maskzoo/train.py",  # drop path and dropout
-    "maskzoo/data/batches.py",  # torchvision's transforms
+    "maskzoo/data/augment.py",  # torchvision's transforms
     "maskzoo/evaluate.py",  # initial weights of a backbone without a run
     "maskzoo/evaluation/attentive.py",  # initial weights of the probe
     "maskzoo/evaluation/finetune.py",  # initial weights of the classifier; drop path, dropout and mixup

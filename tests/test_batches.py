@@ -20,8 +20,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask
 
-from maskzoo.data.batches import batches, loader_trouble, prepare, steps_in_epoch
+from maskzoo.data.batches import batches, steps_in_epoch
 from maskzoo.data.folder import Folder
+from maskzoo.data.prepare import prepare
+from maskzoo.data.workers import loader_trouble
 from maskzoo.errors import ContractError, DataError
 from maskzoo.protocols import Batch, Sample, Stream
 from maskzoo.seeds import stream_seed
@@ -300,7 +302,7 @@ def test_shares_of_a_stream_that_do_not_fit_the_batch_are_refused_with_the_key()
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_that_breaks_the_contract_is_told_what_it_is(workers: int) -> None:
-    with pytest.raises(ContractError, match=r"uint8 \[1, H, W\]"):
+    with pytest.raises(ContractError, match=r"float32 \[1, H, W\]"):
         some(attrs.evolve(river(), channels=1), workers=workers)
 
 
@@ -403,9 +405,10 @@ def test_a_folder_that_vanishes_is_told_of_once_instead_of_its_files(
 # -------------------------------------------------------------------------------------------------------- augmentation
 @pytest.mark.parametrize("flip", [True, False])
 def test_crops_are_those_of_torchvisions_transforms_under_the_images_own_seed(flip: bool) -> None:
-    extras = {"depth": torch.rand(2, 30, 20), "parts": torch.arange(600).reshape(1, 30, 20)}
-    dataset = Album(Photos(noise(8, 30, 20), extras=[extras] * 8), mean=(0.0,) * 3, std=(1.0,) * 3)
-    crop = v2.RandomResizedCrop((12, 16), scale=(0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    extras = {"depth": torch.rand(2, 30, 35), "parts": torch.arange(1050).reshape(1, 30, 35)}
+    dataset = Album(Photos(noise(8, 30, 35), extras=[extras] * 8), mean=(0.0,) * 3, std=(1.0,) * 3)
+    around = (3 / 4 * (16 / 12), 4 / 3 * (16 / 12))  # the shape of the target
+    crop = v2.RandomResizedCrop((12, 16), (0.2, 1.0), around, v2.InterpolationMode.BICUBIC, antialias=True)
     transform = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0)])
     (batch,) = some(dataset, batch_size=8, steps=1, seed=5, size=(12, 16), flip=flip)
     for place, index in enumerate(batch.index.tolist()):
@@ -528,7 +531,7 @@ def test_only_broken_images_are_given_up_on(workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_split_that_breaks_the_contract_is_told_what_it_is(workers: int) -> None:
     grey = Album(Photos([torch.zeros(1, 16, 16, dtype=torch.uint8)] * 4))
-    floats = Album(Photos([torch.zeros(3, 16, 16)] * 4))
+    floats = Album(Photos([torch.zeros(3, 16, 16, dtype=torch.float64)] * 4))
     unlabelled = Album(Photos(noise(4), labelled=False))
     small = Album(Photos(noise(4), extras=[{"parts": torch.zeros(8, 8)}] * 4))
     uneven = Album(Photos(noise(4), extras=[{"parts": torch.zeros(16, 16)}] * 3 + [{}]))

@@ -12,9 +12,9 @@ from helpers import values
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import Tensor, nn
 
-from maskzoo.data.batches import prepare
 from maskzoo.data.digits import Digits, ImagesInMemory
 from maskzoo.data.folder import SourceGoneError
+from maskzoo.data.prepare import prepare
 from maskzoo.errors import ContractError, DataError, StoppedError
 from maskzoo.evaluation import maskzoo_evaluators
 from maskzoo.evaluation.features import WholeImages, evenly_spread

@@ -6,7 +6,7 @@ Shapes: B images in a batch, C channels.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 
 import attrs
@@ -14,10 +14,12 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from maskzoo.data.batches import as_it_is, loaded, prepare
+from maskzoo.data.augment import together
 from maskzoo.data.folder import SourceGoneError
-from maskzoo.errors import DataError
-from maskzoo.protocols import Split, Stream
+from maskzoo.data.prepare import prepare_sample
+from maskzoo.data.workers import as_it_is, loaded
+from maskzoo.errors import ContractError, DataError, MaskZooError
+from maskzoo.protocols import Sample, Split, Stream
 
 MOST_WORKERS = 8  # unless more are asked for
 
@@ -37,8 +39,8 @@ def whole_batches(
     batch_size: int,
     workers: int = 0,
     max_broken: float = 1.0,
-) -> Generator[tuple[Tensor | None, list[int | None], dict[int, str]], None, None]:
-    """The images at the `chosen` positions in their order, prepared [B, C, *size], with their labels.
+) -> Generator[Whole, None, None]:
+    """The images at the `chosen` positions in their order, prepared, with their labels.
 
     Images that cannot be read are left out, and come as {position: sentence}; of a batch without any other there are
     no images (None). DataError if they are more than a share of `max_broken`, or all, if their source is gone, or if a
@@ -58,29 +60,30 @@ def whole_batches(
     broken: dict[int, str] = {}
     with closing(loaded(loader)) as packs:
         for pack in packs:
-            if pack.gone is not None:
-                raise pack.gone
+            if pack.failure is not None:
+                raise pack.failure
             broken |= pack.broken
             if len(broken) > max_broken * len(chosen) + 1e-9 or len(broken) == len(chosen):
                 raise DataError(
                     f"{len(broken)} of {len(chosen)} images cannot be read, too many for what is measured to mean "
                     f"anything: {'; '.join(list(broken.values())[:3])}"
                 )
-            yield pack.images, pack.labels, pack.broken
+            yield pack
 
 
 @attrs.frozen(eq=False)
-class _Pack:
+class Whole:
     """A batch on its way from a worker; an error travels as data, since torch would wrap it in its own words."""
 
     images: Tensor | None  # [B, C, *size]; None where not one could be read
     labels: list[int | None]
     broken: dict[int, str]  # position -> sentence
-    gone: SourceGoneError | None = None
+    valid: Tensor | None = None  # [B, C, *size] bool, which pixels were measured; None: all of them
+    failure: MaskZooError | None = None  # what ends it all: the source is gone, or the data set breaks its contract
 
 
 @attrs.frozen(eq=False)
-class _Whole(torch.utils.data.Dataset[_Pack]):
+class _Whole(torch.utils.data.Dataset[Whole]):
     """Batches of a split, by the positions of their images."""
 
     split: Split
@@ -89,22 +92,32 @@ class _Whole(torch.utils.data.Dataset[_Pack]):
     std: tuple[float, ...]
     shared: bool  # hand batches over in shared memory
 
-    def __getitem__(self, places: Sequence[int]) -> _Pack:
+    def __getitem__(self, places: Sequence[int]) -> Whole:
         images: list[Tensor] = []
+        extras: list[Mapping[str, Tensor]] = []
         labels: list[int | None] = []
         broken: dict[int, str] = {}
         for place in places:
             try:
                 sample = self.split[place]
-            except SourceGoneError as error:
-                return _Pack(None, [], {}, error)
+                valid = {name: values for name, values in sample.extras.items() if name == "valid"}
+                seen = Sample(sample.image, sample.label, valid)
+                image, extra = prepare_sample(seen, self.size, self.mean, self.std, f"image {place}")
+            except (SourceGoneError, ContractError) as error:
+                return Whole(None, [], {}, failure=error)
             except DataError as error:
                 broken[place] = str(error)
                 continue
-            images.append(prepare(sample.image, self.size, self.mean, self.std))
+            images.append(image)
+            extras.append(extra)
             labels.append(sample.label)
         if not images:
-            return _Pack(None, [], broken)
+            return Whole(None, [], broken)
         stacked = torch.stack(images)
-        # Here, and not in the thread of torch's queue, where an error would be printed and the batch never come.
-        return _Pack(Tensor.share_memory_(stacked) if self.shared else stacked, labels, broken)  # type: ignore[no-untyped-call]
+        marked = together(extras, images).get("valid")
+        measured = None if marked is None else torch.stack(marked)
+        if self.shared:
+            # Here, and not in the thread of torch's queue, where an error would be printed and the batch never come.
+            for values in (stacked, *([] if measured is None else [measured])):
+                Tensor.share_memory_(values)  # type: ignore[no-untyped-call]
+        return Whole(stacked, labels, broken, measured)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from maskzoo import processes
-from maskzoo.data.whole import usual_workers, whole_batches
+from maskzoo.data.whole import Whole, usual_workers, whole_batches
 from maskzoo.errors import ContractError, StoppedError
 from maskzoo.guard import Guard
 from maskzoo.protocols import Dataset, Objective, Pooling, Split, Stream
 from maskzoo.seeds import stream
 
+T = TypeVar("T")
 MAX_BROKEN = 0.1
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and deviation of each channel
 
@@ -163,9 +164,17 @@ class WholeImages:
         Images that cannot be read are left out, and told of by `broken`; DataError where they are too many.
         StoppedError where somebody wants to stop.
         """
-        opened = self._batches(split, chosen)
-        self._open.add(opened)
-        return opened
+        return self._opened(self._labelled(split, chosen))
+
+    def batches_with_valid(
+        self, split: Split, chosen: Sequence[int]
+    ) -> Generator[tuple[Tensor, Tensor | None], None, None]:
+        """The same images, each batch with which of its pixels were measured, bool [B, C, *size]; None: all."""
+        return self._opened(self._measured(split, chosen))
+
+    def _opened(self, source: Generator[T, None, None]) -> Generator[T, None, None]:
+        self._open.add(source)
+        return source
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -188,7 +197,17 @@ class WholeImages:
                 "given too; change a copy (.clone())"
             )
 
-    def _batches(self, split: Split, chosen: Sequence[int]) -> Generator[tuple[Tensor, list[int | None]], None, None]:
+    def _labelled(self, split: Split, chosen: Sequence[int]) -> Generator[tuple[Tensor, list[int | None]], None, None]:
+        with closing(self._whole(split, chosen)) as source:
+            for images, batch in source:
+                yield images, batch.labels
+
+    def _measured(self, split: Split, chosen: Sequence[int]) -> Generator[tuple[Tensor, Tensor | None], None, None]:
+        with closing(self._whole(split, chosen)) as source:
+            for images, batch in source:
+                yield images, batch.valid
+
+    def _whole(self, split: Split, chosen: Sequence[int]) -> Generator[tuple[Tensor, Whole], None, None]:
         source = whole_batches(
             split,
             chosen,
@@ -200,11 +219,11 @@ class WholeImages:
             max_broken=self.max_broken,
         )
         with closing(source):  # an error that travels holds this frame
-            for images, labels, broken in source:
+            for batch in source:
                 self.refuse_if_stopping()
-                self._broken |= dict.fromkeys(broken.values())
-                if images is not None:
-                    yield images, labels
+                self._broken |= dict.fromkeys(batch.broken.values())
+                if batch.images is not None:
+                    yield batch.images, batch
 
 
 def some_of(split: Split, wanted: int | None) -> list[int]:

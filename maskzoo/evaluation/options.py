@@ -10,7 +10,7 @@ import attrs
 
 from maskzoo.blame import plugin_error
 from maskzoo.blame import words_of as in_one_line
-from maskzoo.data.batches import loader_trouble
+from maskzoo.data.workers import loader_trouble
 from maskzoo.errors import ContractError, MaskZooError
 from maskzoo.protocols import Dataset
 
