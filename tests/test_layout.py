@@ -14,6 +14,7 @@ from maskzoo.build import fingerprint
 from maskzoo.data.finding import find
 from maskzoo.data.folder import Folder
 from maskzoo.data.layout import ReadAs
+from maskzoo.data.through_timm import ThroughTimm
 from maskzoo.recipe import make
 from maskzoo.registry import Registry
 
@@ -73,9 +74,9 @@ READ = [
     ("train/a/*.jpg:5 train/b/*.jpg:5 test/*.jpg:7", "splits", "a b", 10, 0, "test/ (7 images without labels)"),
     ("train/*.jpg:5 test/a/*.jpg:3 test/b/*.jpg:3", "splits", None, 5, 6, "no labels"),
     # one folder is no class
-    ("images/*.jpg:24", "unlabelled", None, 24, 0, "a single folder of images ('images') is no label"),
+    ("images/*.jpg:24", "unlabelled", None, 24, 0, "no labels (there is only one folder, 'images')"),
     ("data/images/*.jpg:24 data/readme.txt", "unlabelled", None, 24, 0, "in data/images/"),
-    ("cat/*.jpg:3 cat/more/*.jpg:4", "unlabelled", None, 7, 0, "is no label"),
+    ("cat/*.jpg:3 cat/more/*.jpg:4", "unlabelled", None, 7, 0, "only one folder, 'cat'"),
     ("train/images/*.jpg:5 test/images/*.jpg:2", "splits", None, 5, 2, "no labels"),
     ("train/images/*.jpg:5 train/labels/*.txt:5 valid/images/*.jpg:2 valid/labels/*.txt:2", "splits", None, 5, 2,
      "folders train/labels/ (5 files .txt), valid/labels/ (2 files .txt)"),
@@ -204,6 +205,27 @@ def test_a_class_whose_images_have_a_wrong_ending_is_refused(tmp_path: Path):
         Image.new("RGB", (4, 4)).save(file, "PNG")
     with pytest.raises(DataError, match=r"dog' holds 1 file \.txt"):
         find(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- timm's own reader
+def test_timm_takes_composed_and_decomposed_accents_for_one_class_and_tells_what_it_passes_over(tmp_path: Path):
+    for place, number in ((f"train/{NFC}", 3), ("train/bar", 3), (f"test/{NFD}", 2)):
+        for count in range(number):
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / place / f"{count}.png")
+    fill(tmp_path, "train/bar/*.gif:4")
+    dataset = ThroughTimm(root=str(tmp_path), test_split="test")
+    assert dataset.classes == ["bar", NFC]
+    assert [dataset.test[number].label for number in range(2)] == [1, 1]
+    assert "not used: 4 files .gif" in dataset.remarks[0]
+
+
+def test_test_images_that_timm_would_drop_are_refused(tmp_path: Path):
+    for place in ("train/a", "train/b", "test/a", "test/c"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "1.png")
+    with pytest.raises(DataError, match=r"has class 'c' \(1 image\), which the training images do not have"):
+        ThroughTimm(root=str(tmp_path), test_split="test")
 
 
 # --------------------------------------------------------------------------------------------------------------- links

@@ -78,6 +78,7 @@ class _Reader:
     def __init__(self, top: Place, read_as: ReadAs | None, endings: Sequence[str]) -> None:
         self.top, self.read_as, self.endings = top, read_as, endings
         self.notes: list[str] = []
+        self.single = ""  # the only folder of training images
         self.taken: set[int] = set()  # the ids of folders whose images are all used
         self.aside: dict[int, str] = {}  # of folders that are not used, and why
 
@@ -192,9 +193,7 @@ class _Reader:
                 break
             place, folders = folders[0], image_folders(folders[0])
             if place.images:
-                self.notes.append(
-                    f"a single folder of images ('{printable(place.name)}') is no label, so they have none"
-                )
+                self.single = printable(place.name)
                 folders = []
         if len(folders) < 2:
             if self.read_as == "classes":
@@ -276,6 +275,7 @@ class _Reader:
             test_folder="" if held_out or not test.files else below(test.place, self.top),
             held_out=held_out,
             unused=(*self._unused(reading), *left_by_us(self.top)),
+            why_unlabelled=f"there is only one folder, '{self.single}'" if self.single else "",
             notes=tuple(self.notes),
         )
         return Found(layout, train.files, test.files, train.labels, test.labels, train.place.path, test.place.path)

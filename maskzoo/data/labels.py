@@ -116,7 +116,8 @@ def why_unlabelled(dataset: Dataset) -> str:
     What is not known without reading images counts as labelled.
     """
     if dataset.classes is None:
-        return f"data '{dataset.name}' have none"
+        reason = getattr(getattr(dataset, "layout", None), "why_unlabelled", "")
+        return f"data '{dataset.name}' have none" + (f": {reason}" if reason else "")
     if len(dataset.classes) < 2:
         name = f" ('{printable(dataset.classes[0])}')" if dataset.classes else ""
         return f"data '{dataset.name}' have one class{name}, which is no label"

@@ -29,6 +29,7 @@ class Layout:
     test_folder: str = ""
     held_out: bool = False  # whether the test images are some of those that were found
     unused: tuple[str, ...] = ()  # what is there and is not used, in numbers, each with its reason
+    why_unlabelled: str = ""  # where it has no labels, though there are folders
     notes: tuple[str, ...] = ()  # what was decided where another might have read it otherwise
 
     def lines(self) -> list[str]:
@@ -41,7 +42,7 @@ class Layout:
 
     def _labels(self) -> str:
         if self.classes is None:
-            return "no labels"
+            return "no labels" + (f" ({self.why_unlabelled})" if self.why_unlabelled else "")
         return f"{len(self.classes):,} classes ({some(self.classes)})"
 
     def _images(self) -> str:

@@ -53,11 +53,6 @@ def in_numbers(others: Mapping[str, int]) -> str:
     return ", ".join([*clauses, *([f"{rest:,} others"] if rest else [])])
 
 
-def ours_in_numbers(kinds: Mapping[str, int]) -> str:
-    """Runs, comparisons and pictures in numbers."""
-    return f"{', '.join(counted(count, kind) for kind, count in sorted(kinds.items()))} of MaskZoo"
-
-
 def counted(count: int, noun: str) -> str:
     """A number and its noun: 1 image, 2,000 images."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
@@ -65,7 +60,7 @@ def counted(count: int, noun: str) -> str:
 
 def some(names: Sequence[str]) -> str:
     """Names with commas between, and how many more there are."""
-    shown = [f"{name[:40]}..." if len(name) > 44 else name for name in map(printable, names)]
+    shown = [f"{name[:60]}..." if len(name) > 64 else name for name in map(printable, names)]
     if len(shown) <= MOST_NAMES + 1:
         return ", ".join(shown)
     return f"{', '.join(shown[:MOST_NAMES])} and {len(shown) - MOST_NAMES:,} more"

@@ -53,7 +53,7 @@ class Place:
     passed: Counter[str] = attrs.field(factory=Counter)  # other files directly in it, by their endings
     examples: list[str] = attrs.field(factory=list)  # paths of some of those
     hidden: int = 0  # images whose names begin with a dot
-    own: Counter[str] = attrs.field(factory=Counter)  # what MaskZoo has left directly in it
+    own: dict[str, list[str]] = attrs.field(factory=dict)  # names of what MaskZoo has left directly in it, by kind
     closed: str = ""  # why it cannot be listed
 
     def all(self) -> Iterator[Place]:
@@ -129,7 +129,7 @@ def survey(root: str, endings: Sequence[str]) -> Place:
         entries = _entries(place)
         if outer is not None:
             if kind := _ours(place, entries):
-                outer.own[kind] += 1
+                outer.own.setdefault(kind, []).append(place.name)
                 continue
             outer.folders.append(place)
         found.append(place)
@@ -219,7 +219,8 @@ def _leave_out_our_pictures(found: Sequence[Place]) -> None:
         candidates = [name for name in place.images if name.lower().endswith(".png")]
         if many:
             candidates = [name for name in candidates if "preview" in name.lower()]
-        ours = {name for name in candidates if is_our_picture(os.path.join(place.path, name))}
+        ours = [name for name in candidates if is_our_picture(os.path.join(place.path, name))]
         if ours:
-            place.images = [name for name in place.images if name not in ours]
-            place.own["picture"] += len(ours)
+            kept = set(place.images) - set(ours)
+            place.images = [name for name in place.images if name in kept]
+            place.own["picture"] = ours

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
-from maskzoo.data.naming import ANSWERS, IMAGES, MOST_NAMES, in_numbers, ours_in_numbers, some
+from maskzoo.data.naming import ANSWERS, IMAGES, MOST_NAMES, counted, in_numbers, some
 from maskzoo.data.survey import ARCHIVES, Place
 from maskzoo.errors import DataError
 from maskzoo.plain import printable
@@ -25,8 +25,8 @@ def mixed(place: Place, folders: Sequence[Place]) -> str:
 def no_images(top: Place, endings: Sequence[str]) -> str:
     """The message that refuses a folder without images, with what there is instead."""
     others = _total(place.passed for place in top.all())
-    own = _total(place.own for place in top.all())
-    there = " and ".join([*([in_numbers(others)] if others else []), *([ours_in_numbers(own)] if own else [])])
+    own = left_by_us(top)
+    there = " and ".join([*([in_numbers(others)] if others else []), *own])
     advice = ""
     if any(name in others for name in ARCHIVES):
         advice = ". Unpack the archives" + ('; shards are read with data.use = "shards"' if others[".tar"] else "")
@@ -52,21 +52,32 @@ def below(place: Place, top: Place) -> str:
     return "" if path == os.curdir else printable(path)
 
 
-def left_by_us(top: Place) -> Iterator[str]:
+def left_by_us(top: Place) -> list[str]:
     """Runs, comparisons and pictures of MaskZoo, by where they are."""
-    found: dict[str, Counter[str]] = {}
+    told = []
     for place in top.all():
-        if place.own:
-            found[below(place, top)] = place.own
-    for where, kinds in list(found.items())[:MOST_NAMES]:
-        yield ours_in_numbers(kinds) + (f" in {where}/" if where else "")
-    if len(found) > MOST_NAMES:
-        yield f"more of MaskZoo's in {len(found) - MOST_NAMES} other folders"
+        where = below(place, top)
+        for kind, names in sorted(place.own.items()):
+            ends = "" if kind == "picture" else "/"
+            if len(names) > 1 and where:
+                told.append(f"{where}/ ({len(names):,} {kind}s of MaskZoo)")
+            else:
+                paths = [os.path.join(where, name) + ends for name in names]
+                told.append(f"{some(paths)} ({f'a {kind}' if len(names) == 1 else f'{kind}s'} of MaskZoo)")
+    return told if len(told) <= MOST_NAMES else [*told[:MOST_NAMES], f"{len(told) - MOST_NAMES} more of MaskZoo's"]
 
 
 def why_none(place: Place) -> str:
     """What there is in a folder without images."""
-    return "cannot be listed" if place.is_closed else in_numbers(others) if (others := place.others()) else "empty"
+    if place.is_closed:
+        return "cannot be listed"
+    others = place.others()
+    if not others:
+        return "empty"
+    endings = [printable(end)[:12] for end in sorted(others, key=lambda end: (-others[end], end)) if end]
+    return " ".join(
+        [counted(others.total(), "file"), ", ".join(endings[:3]) + (", ..." if endings[3:] else "")]
+    ).strip()
 
 
 def ours_alone(place: Place) -> bool:

@@ -15,6 +15,8 @@ from PIL import Image
 
 from maskzoo.bounds import MOST_CLASSES, MOST_SHARDS, MOST_STEPS, between
 from maskzoo.data.folder import check_still_there
+from maskzoo.data.folders_of_timm import both_spellings, looked_over
+from maskzoo.data.naming import label_of_folder
 from maskzoo.data.pixels import Reading, ReadsImages
 from maskzoo.data.shards import check_ranges
 from maskzoo.data.sizes import a_size, settle_size
@@ -74,6 +76,7 @@ class ThroughTimm(ReadsImages):
         if refused := sorted(HELD_BACK & self.options.keys()):
             raise RecipeError(f"'{refused[0]}' is MaskZoo's to set", key="options")
         check_options(self.options)
+        self.remarks: list[str] = []
         train, names = self._open(self.train_split, self.train_images)
         self.train: Split = train
         self.test: Split = NoImages()
@@ -111,7 +114,7 @@ class ThroughTimm(ReadsImages):
             return stream, stream.class_numbers
         if self.kind == "" and self.root is not None:
             if known and "class_map" not in call:
-                call["class_map"] = dict(known)
+                call["class_map"] = both_spellings(known)
             if os.path.isfile(self.root):
                 call["cache_tarfiles"] = False  # an open file would be shared, its position too, with each worker
                 call["cache_tarinfo"] = False  # a pickle among the images, which anybody may have put there
@@ -119,6 +122,9 @@ class ThroughTimm(ReadsImages):
             raise RecipeError("say where the images are", key="root")
         folder = self.root if self.kind == "" and os.path.isdir(self.root or "") else None
         found = TimmImages(opened(call), self.source or str(self.root), self.labels, folder)
+        if folder is not None and found.place is not None:
+            map_of_ours = call.get("class_map") if known and "class_map" not in self.options else None
+            self.remarks += looked_over(found.dataset.reader, folder, map_of_ours)
         return found, found.class_numbers
 
     def _check_apart(self, train: Split, test: Split) -> None:
@@ -135,7 +141,7 @@ class ThroughTimm(ReadsImages):
         if not self.labels:
             return None
         if names:
-            known = {number: name for name, number in names.items()}
+            known = {number: label_of_folder(name) for name, number in names.items()}
             return [known.get(number, str(number)) for number in range(max(known) + 1)]
         if self.class_count is None:
             raise RecipeError(
