@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path):
     whole = timm_vit().state_dict()
     without = {name: value for name, value in whole.items() if "norm1" not in name}
     refused(without, r"recipe\.weights: '.*model\.pth' does not fit this backbone: it lacks model\.blocks\.0\.norm1")
-    refused({**whole, "blocks.2.norm1.weight": torch.ones(24)}, r"holds besides model\.blocks\.2\.norm1\.weight$")
+    refused({**whole, "blocks.2.norm1.weight": torch.ones(24)}, r"holds besides model\.blocks\.2\.norm1\.weight;")
     refused({**whole, "norm.weight": torch.ones(23)}, r"holds model\.norm\.weight \[23\], not \[24\]")
     refused(
         timm_vit(embed_dim=48).state_dict(), r"holds model\.cls_token \[1, 1, 48\], not \[1, 1, 24\].* and \d+ more"
