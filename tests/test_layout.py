@@ -172,6 +172,50 @@ def test_read_as_decides(files: str, read_as: ReadAs, classes: str | None, train
     assert (layout.train, layout.test) == (train, test)
 
 
+ARRAYS = (".jpg", ".npy", ".npz", ".h5")
+MIXED = [
+    ("cat/*.jpg:5 dog/*.jpg:5 labels.npy cat/*.npy:5", "cat dog", 9, "6 files .npy"),
+    ("cat/*.npy:6 dog/*.npy:6 cover.jpg", "cat dog", 11, "1 file .jpg"),
+    ("cat/*.npy:6 dog/*.npy:6", "cat dog", 11, ""),
+]
+
+
+@pytest.mark.parametrize(("files", "classes", "train", "told"), MIXED)
+def test_arrays_are_images_unless_they_lie_beside_pictures(
+    files: str, classes: str, train: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("maskzoo.data.finding.EXTENSIONS", ARRAYS)
+    layout = find(fill(tmp_path, files)).layout
+    assert (layout.classes, layout.train) == (tuple(classes.split()), train)
+    assert told in "\n".join(layout.lines())
+
+
+def test_endings_say_what_is_an_image(tmp_path: Path):
+    fill(tmp_path, "cat/*.jpg:5 dog/*.jpg_large:5 cat/*.npy:5")
+    with pytest.raises(DataError, match=r"5 files \.jpg_large, .*`data\.endings`"):
+        find(tmp_path)
+    assert Folder(root=str(tmp_path), endings=(".JPG", ".jpg_large"), size=8).layout.train == 9
+    assert find(tmp_path, None, [".npy", ".jpg_large"]).layout.train == 9
+    for wrong in ((), ("jpg",), (".",)):
+        with pytest.raises(RecipeError, match="endings with their dot"):
+            Folder(root=str(tmp_path), endings=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("photo.JPG", "is a single image; `data.root` must name a folder of images"),
+        ("photos.zip", "is an archive; `data.root` must name a folder of images, so unpack it"),
+        ("photos.tar", "so unpack it, or name its folder with data.use = .shards."),
+        ("notes.txt", "is a file; `data.root` must name a folder of images"),
+    ],
+)
+def test_a_root_that_is_a_file_is_refused_with_what_to_do(name: str, words: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=words):
+        Folder(root=str(tmp_path / name))
+
+
 def test_an_unknown_reading_is_refused_by_its_key(tmp_path: Path):
     fill(tmp_path, "a/*.jpg:2")
     with pytest.raises(RecipeError, match="read_as"):

@@ -64,12 +64,16 @@ class _Part:
     spelled: Mapping[str, str] = attrs.field(factory=dict)  # class -> its folder's name, which may be decomposed
 
 
-def find(root: str | os.PathLike[str], read_as: ReadAs | None = None, endings: Sequence[str] = EXTENSIONS) -> Found:
-    """The images below a folder, read as the table says, or as is asked for. Raises DataError where it says nothing."""
+def find(root: str | os.PathLike[str], read_as: ReadAs | None = None, endings: Sequence[str] | None = None) -> Found:
+    """The images below a folder, read as the table says, or as is asked for. Raises DataError where it says nothing.
+
+    Images are the files with these `endings`; unless given, with all that can be read.
+    """
     path = os.fspath(root)
     if kind := is_our_folder(path):
         raise DataError(f"'{path}' is a {kind} of MaskZoo, no folder of images; name the folder that the images are in")
-    return _Reader(survey(path, endings), read_as, endings).found()
+    place = survey(path, endings or EXTENSIONS, arrays_beside=endings is None)
+    return _Reader(place, read_as, endings or EXTENSIONS).found()
 
 
 class _Reader:
@@ -249,7 +253,8 @@ class _Reader:
             if one.lost:
                 raise DataError(
                     f"the folder '{one.path}' holds {in_numbers(one.others())}, and none that ends as an image does "
-                    f"({', '.join(self.endings)}); convert or rename them, or move the folder away"
+                    f"({', '.join(self.endings)}); convert or rename them, name their ending in `data.endings`, or "
+                    "move the folder away"
                 )
 
     # --------------------------------------------------------------------------------------------------------- telling

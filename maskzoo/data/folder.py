@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 
 from maskzoo.data.finding import find
 from maskzoo.data.layout import READINGS, Found, Layout, ReadAs
-from maskzoo.data.pixels import Reading, ReadsImages, opened
+from maskzoo.data.pixels import EXTENSIONS, Reading, ReadsImages, opened
 from maskzoo.data.sizes import Size, a_size, settle_size, size_of
+from maskzoo.data.survey import ARCHIVES, begins_like_an_image
 from maskzoo.errors import DataError, RecipeError
-from maskzoo.plain import not_empty
+from maskzoo.plain import not_empty, quoted
 from maskzoo.protocols import Sample, Split, define
 
 
@@ -58,6 +59,14 @@ class ImageFiles:
         return attrs.evolve(self, files=[self.files[position] for position in positions], labels=labels)
 
 
+def endings_of_files(dataset: object, field: attrs.Attribute[Any], value: tuple[str, ...] | None) -> None:
+    """Refuse what no file's name ends in, beginning with a dot."""
+    if value is not None and (not value or not all(one.startswith(".") and len(one) > 1 for one in value)):
+        raise RecipeError(
+            f'must be endings with their dot, such as [".tif", ".png"], got {quoted(value)}', key=field.name
+        )
+
+
 @define
 class Folder(ReadsImages):
     """Your own images: a folder of class folders, or of unlabelled images, with or without train and test inside."""
@@ -74,11 +83,14 @@ class Folder(ReadsImages):
     read_as: ReadAs | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.in_(READINGS))
     )
+    # of the files that are images, such as ".tif"; unless given, all that can be read, arrays (.npy, .npz, .h5) only
+    # where there are no pictures
+    endings: tuple[str, ...] | None = attrs.field(default=None, validator=endings_of_files)
 
     def __attrs_post_init__(self) -> None:
         root = expanded(self.root)
         check_folder(root)
-        found = find(root, self.read_as)
+        found = find(root, self.read_as, None if self.endings is None else [one.lower() for one in self.endings])
         self.layout: Layout = found.layout
         self.remarks: Sequence[str] = found.layout.lines()
         train, test = found_splits(found)
@@ -113,7 +125,14 @@ def check_folder(path: Path) -> None:
     except OSError as error:  # such as a name that is too long, a link to itself, a folder that is not ours to see
         raise DataError(f"'{path}' cannot be opened ({error.strerror}); `data.root` must name a folder") from error
     if not path.is_dir():
-        raise DataError(f"'{path}' is a file; `data.root` must name a folder of images")
+        what, todo = "a file", ""
+        if path.name.lower().endswith(ARCHIVES):
+            what, todo = "an archive", ", so unpack it"
+            if path.suffix.lower() == ".tar":
+                todo += ', or name its folder with data.use = "shards" if it holds a shard of WebDataset'
+        elif path.name.lower().endswith(EXTENSIONS) or begins_like_an_image(str(path)):
+            what = "a single image"
+        raise DataError(f"'{path}' is {what}; `data.root` must name a folder of images{todo}")
 
 
 def expanded(root: str) -> Path:

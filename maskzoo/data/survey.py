@@ -29,6 +29,9 @@ BESIDE = {
     *(".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"),
     "",
 }
+# Arrays that may be images, and lie beside pictures as features, statistics or labels of theirs.
+ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+MANY_ARRAYS = 10  # times as many of them as of pictures: these are the images, and the pictures something else
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 BEGINNINGS = (
     b"\xff\xd8\xff",
@@ -107,15 +110,16 @@ class Place:
         """Whether it has no image, and a file that may well be one: by its ending, or by how it begins."""
         if self.has_images:
             return False
-        return bool(self.others().keys() - BESIDE) or any(
+        return any(end not in BESIDE and os.path.splitext(end)[0] not in BESIDE for end in self.others()) or any(
             begins_like_an_image(file) for place in self.all() for file in place.examples
         )
 
 
-def survey(root: str, endings: Sequence[str]) -> Place:
+def survey(root: str, endings: Sequence[str], *, arrays_beside: bool = False) -> Place:
     """What lies below a folder; images are the files with these `endings`. Raises DataError where it cannot be listed.
 
-    Links are followed, but not those that lead back up. Folders that cannot be listed are marked `closed`.
+    With `arrays_beside`, arrays are no images where there are pictures, unless they are many more. Links are followed,
+    but not those that lead back up. Folders that cannot be listed are marked `closed`.
     """
     top = Place(root, os.path.basename(os.path.abspath(root)), os.path.realpath(root))
     over = [str(path) for path in (Path(top.real), *Path(top.real).parents)]
@@ -137,6 +141,8 @@ def survey(root: str, endings: Sequence[str]) -> Place:
         waiting += [(one, place, above | {one.real}) for one in reversed(inner)]
     top.refuse_closed()
     _leave_out_our_pictures(found)
+    if arrays_beside:
+        _choose_pictures_or_arrays(found)
     return top
 
 
@@ -210,6 +216,21 @@ def begins_like_an_image(file: str) -> bool:
     except OSError:
         return False
     return head.startswith(BEGINNINGS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:8] == b"ftyp"
+
+
+def _choose_pictures_or_arrays(found: Sequence[Place]) -> None:
+    """Leave either the pictures or the arrays as images, and pass over the others."""
+    arrays = sum(name.lower().endswith(ARRAYS) for place in found for name in place.images)
+    pictures = sum(len(place.images) for place in found) - arrays
+    if not arrays or not pictures:
+        return
+    taken = arrays > MANY_ARRAYS * pictures
+    for place in found:
+        sorts: dict[bool, list[str]] = {True: [], False: []}
+        for name in place.images:
+            sorts[name.lower().endswith(ARRAYS)].append(name)
+        place.images = sorts[taken]
+        place.passed.update(ending(name) for name in sorts[not taken])
 
 
 def _leave_out_our_pictures(found: Sequence[Place]) -> None:
