@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from torch import Tensor
 from maskzoo import processes
 from maskzoo.data.augment import together
 from maskzoo.data.prepare import prepare_sample
-from maskzoo.errors import DataError
+from maskzoo.errors import DataError, MaskZooError
 from maskzoo.evaluation.features import evaluating, some_of
 from maskzoo.pictures import Moment, coloured, covered, draw_curriculum, draw_moment
 from maskzoo.plain import read_bytes, replace
 from maskzoo.protocols import Batch, Dataset
 from maskzoo.train import Session, look
+from maskzoo.views import View, view_of
 
 SHOWN_IMAGES = 8
 SHOWN = ("images", "seen", "rebuilt")  # of a moment; the last only where something is rebuilt
@@ -64,21 +66,53 @@ class Gallery:
         folder: Path,
         moments: int,
         drawn: Callable[[str, Path, int], None] = lambda name, path, step: None,  # told of each picture
+        say: Callable[[str], None] = lambda message: None,  # told of pictures that cannot be drawn
     ) -> None:
-        self.session, self.dataset, self.folder, self.drawn = session, dataset, folder, drawn
+        self.session, self.dataset, self.folder, self.drawn, self.say = session, dataset, folder, drawn, say
+        self.view: View | None = None  # None: images are shown as they are
         last = session.steps - 1
         self.steps = {last} if moments == 1 else {round(n * last / max(1, moments - 1)) for n in range(moments)}
         self.note = ""
         if moments == 0:
             self.steps = set()
         else:
-            self.batch = whole_images(dataset, session.image_size, SHOWN_IMAGES)
+            with self._going_on():
+                self.steps, steps = set(), self.steps  # none are drawn where the images cannot be had
+                self.batch = whole_images(dataset, session.image_size, SHOWN_IMAGES)
+                self.view = self._view()
+                self.steps = steps
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Say what goes wrong inside, since no picture is worth a run; errors that have a message of their own pass."""
+        try:
+            yield
+        except (MaskZooError, OSError):
+            raise
+        except Exception as problem:  # whatever images, libraries and plugins do
+            words = " ".join(str(problem).split()) or type(problem).__name__
+            self.say(f"pictures of this run cannot be drawn ({words}); it goes on without them")
+
+    def _view(self) -> View | None:
+        """How the images are seen, decided once by what they are: by their type, their channels and their levels."""
+        first = self.dataset.train[int(self.batch.index[0])].image
+        valid = self.batch.extras.get("valid")
+        return view_of(
+            self._levels(self.batch.images),
+            eight_bits=first.dtype == torch.uint8,
+            valid=None if valid is None else valid.bool(),
+            shown=getattr(self.dataset, "shown", None),
+        )
 
     def draw_if_due(self) -> None:
         """Draw what the step about to be done would hide, if this is one of the moments."""
         if self.session.step not in self.steps:
             return
         moment = self._moment()
+        with self._going_on():
+            self._draw(moment)
+
+    def _draw(self, moment: Moment) -> None:
         if processes.first():
             self._keep(moment)
             draw_moment(moment, self._path(moment.step, ".png"), note=self.note)
@@ -102,11 +136,16 @@ class Gallery:
                 say(f"'{self._path(step, '.npz')}' cannot be read ({why}), so the picture of the run leaves it out")
         if not moments:
             return
+        with self._going_on():
+            self._draw_all(moments)
+
+    def _draw_all(self, moments: Sequence[Moment]) -> None:
         masking = self.session.recipe["masking"]
         title = f"{masking['strategy']['use']} on {self.dataset.name}"
         if moments[0].factor is not None:
             title += f", {masking['curriculum']['use']}"
-        draw_curriculum(moments, self.folder / "curriculum.png", title)
+        note = "" if self.view is None else self.view.caption
+        draw_curriculum(moments, self.folder / "curriculum.png", title, note)
         self.drawn("curriculum", self.folder / "curriculum.png", self.session.step)
 
     @torch.no_grad()
@@ -118,10 +157,13 @@ class Gallery:
             context = attrs.evolve(look(session, self.batch.to(session.device)), share=0, shares=1)
             mask = session.strategy.mask(context)
             context.guard.refuse_changed("strategy", session.strategy)
-            picture = session.objective.picture(context.images, mask)
+            picture = None
+            with self._going_on():
+                picture = session.objective.picture(context.images, mask)
             context.guard.refuse_changed("objective", session.objective)
-        images = self._restored(context.images)
-        rebuilt, self.note = (None, "") if picture is None else picture
+        images = self._seen(context.images)
+        rebuilt, note = (None, "") if picture is None else picture
+        self.note = "; ".join(one for one in (note, "" if self.view is None else self.view.caption) if one)
         backbone = session.objective.backbone
         return Moment(
             step=session.step,
@@ -129,14 +171,19 @@ class Gallery:
             ratio=context.count / context.patches,
             images=images,
             seen=covered(images, mask, backbone.grid, backbone.patch_size),
-            rebuilt=None if rebuilt is None else self._restored(rebuilt),
+            rebuilt=None if rebuilt is None else self._seen(rebuilt),
         )
 
-    def _restored(self, images: Tensor) -> Tensor:
-        """Normalised images back in [0, 1]."""
+    def _levels(self, images: Tensor) -> Tensor:
+        """The levels [B, C, H, W] of normalised images."""
         mean = torch.tensor(self.dataset.mean, device=images.device).view(1, -1, 1, 1)
         std = torch.tensor(self.dataset.std, device=images.device).view(1, -1, 1, 1)
-        return (images.float() * std + mean).clamp(0, 1)
+        return images.float() * std + mean
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """Normalised images in [0, 1]: ordinary ones with all their channels, others as colour."""
+        levels = self._levels(images)
+        return (levels if self.view is None else self.view(levels)).clamp(0, 1)
 
     def _path(self, step: int, suffix: str) -> Path:
         return self.folder / f"step-{step:08d}{suffix}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from maskzoo.bands import shown_channels
 from maskzoo.mask import Mask
 from maskzoo.plain import printable, replace
+from maskzoo.views import View
 
 HIDDEN = (0.20, 0.22, 0.27)  # the colour over hidden patches: in no photograph by chance, and dark in print
 INK = "#1f2430"
 OWNER = "MaskZoo masks"  # what a picture says of itself, so that it is known among images
+LETTERS = 18  # of a note, an inch
 ROW_TITLES = ("image", "what is seen", "rebuilt")
 
 
@@ -53,8 +57,8 @@ def covered(images: Tensor, mask: Mask, grid: tuple[int, ...], patch: tuple[int,
 
 
 def coloured(images: Tensor) -> Tensor:
-    """Images of any number of channels as [B, 3, H, W]: grey is repeated, of more than three the first are shown."""
-    return images.expand(-1, 3, -1, -1) if images.shape[1] < 3 else images[:, :3]
+    """Images [B, C, H, W] of any number of channels in [0, 1] as [B, 3, H, W], as `maskzoo.bands` chooses them."""
+    return View(shown_channels(images.shape[1]))(images)
 
 
 def draw_moment(moment: Moment, path: Path, note: str = "") -> None:
@@ -73,7 +77,9 @@ def draw_curriculum(moments: Sequence[Moment], path: Path, title: str, note: str
 def _draw(rows: Sequence[Tensor], titles: Sequence[str], path: Path, title: str, note: str) -> None:
     with matplotlib.rc_context({"font.size": 9, "font.family": "DejaVu Sans", "text.color": INK}):
         columns = len(rows[0])
-        figure = Figure(figsize=(1.25 + columns, 0.45 + len(rows) + (0.25 if note else 0.0)), dpi=130)
+        notes = textwrap.wrap(printable(note), int((1.25 + columns) * LETTERS)) if note else []
+        below = 0.25 + 0.13 * (len(notes) - 1) if notes else 0.0  # inches
+        figure = Figure(figsize=(1.25 + columns, 0.45 + len(rows) + below), dpi=130)
         figure.patch.set_facecolor("white")
         top = 1 - 0.40 / figure.get_figheight()
         grid = figure.add_gridspec(
@@ -82,7 +88,7 @@ def _draw(rows: Sequence[Tensor], titles: Sequence[str], path: Path, title: str,
             left=1.2 / figure.get_figwidth(),
             right=0.995,
             top=top,
-            bottom=(0.28 if note else 0.05) / figure.get_figheight(),
+            bottom=((0.03 + below) if notes else 0.05) / figure.get_figheight(),
             wspace=0.05,
             hspace=0.05,
         )
@@ -94,8 +100,9 @@ def _draw(rows: Sequence[Tensor], titles: Sequence[str], path: Path, title: str,
                 if column == 0:
                     axes.text(-0.12, 0.5, printable(row_title), transform=axes.transAxes, ha="right", va="center")
         figure.text(0.01, 1 - 0.12 / figure.get_figheight(), printable(title), ha="left", va="top", fontweight="bold")
-        if note:
-            figure.text(0.01, 0.08 / figure.get_figheight(), printable(note), ha="left", va="bottom", fontsize=7.5)
+        if notes:
+            lines = "\n".join(notes)
+            figure.text(0.01, 0.08 / figure.get_figheight(), lines, ha="left", va="bottom", fontsize=7.5)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", metadata={"Software": OWNER})
         path.parent.mkdir(parents=True, exist_ok=True)

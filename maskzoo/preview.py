@@ -35,6 +35,7 @@ from maskzoo.schedules import set_up
 from maskzoo.sheet import OWNER, Column, draw, half_blocks
 from maskzoo.signals import unfinished
 from maskzoo.trained import open_run
+from maskzoo.views import View, view_of
 
 STEPS = 1000  # of the run that is imagined
 TINY = {  # a model that is never asked, for maskers that look at none: 14 x 14 patches of 16 pixels
@@ -77,6 +78,7 @@ class Players:
     std: Sequence[float]
     note: str  # whose eyes those are
     step: int | None = None  # at which the run left what it had learnt
+    view: View | None = None  # how the images are seen; None: as they are
 
     @property
     def size(self) -> tuple[int, int]:
@@ -101,6 +103,7 @@ def preview(
         raise RecipeError(f"--run: its images have {backbone.channels} channels, and files are read with {list(MODES)}")
     whole = [read(file, backbone.channels) for file in files]
     images = torch.stack([prepare(image, players.size, players.mean, players.std) for image in whole])
+    players = _viewed(players, images, whole)
     title, names = _title(players), _names(files)
     with _beside(out) as part:
         columns = [Column("image", shown(images, players)), *look(images, players, wish)]
@@ -372,10 +375,24 @@ def _obeys_factor(images: Tensor, players: Players, wish: Wish) -> bool:
     return not torch.equal(partner, adversary)
 
 
+def _viewed(players: Players, images: Tensor, whole: Sequence[Tensor]) -> Players:
+    """The same players, who know how the images are seen, and say so in their note."""
+    eight_bits = all(image.dtype == torch.uint8 for image in whole)
+    view = view_of(_levels(images, players), eight_bits=eight_bits)
+    caption = "" if view is None else view.caption
+    return attrs.evolve(players, view=view, note="; ".join(one for one in (players.note, caption) if one))
+
+
 def shown(images: Tensor, players: Players) -> Tensor:
     """Normalised images [B, C, H, W] as colour [B, 3, H, W] in [0, 1]."""
+    levels = _levels(images, players)
+    return (coloured(levels) if players.view is None else players.view(levels)).clamp(0, 1)
+
+
+def _levels(images: Tensor, players: Players) -> Tensor:
+    """The levels [B, C, H, W] of normalised images."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (players.mean, players.std))
-    return coloured((images * std + mean).clamp(0, 1))
+    return images * std + mean
 
 
 def _title(players: Players) -> str:

@@ -218,7 +218,7 @@ def _train(
     def say(sentence: str) -> None:
         _say(folder, sentence, console)
 
-    gallery = Gallery(session, dataset, folder.path / "masks", recipe.train.pictures, loggers.image)
+    gallery = Gallery(session, dataset, folder.path / "masks", recipe.train.pictures, loggers.image, say)
     with folder.writing():
         gallery.draw_if_due()
     for again in range(recipe.train.go_back + 1):

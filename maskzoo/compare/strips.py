@@ -12,6 +12,7 @@ import attrs
 import numpy
 from PIL import Image
 
+from maskzoo.bands import shown_channels
 from maskzoo.compare.cells import Cell, Comparison
 
 SHOWN = 4  # images of a moment, in two rows
@@ -99,8 +100,13 @@ def _png(images: numpy.ndarray) -> str:
 
 
 def _tile(image: numpy.ndarray) -> Image.Image:
-    """One image [C, H, W], grey or colour (the first three channels), about SIDE pixels wide."""
-    channels = image[:3] if len(image) >= 3 else numpy.repeat(image[:1], 3, axis=0)
+    """One image [C, H, W], as colour of the channels that are shown, about SIDE pixels wide."""
+    channels = image[[channel - 1 for channel in shown_channels(len(image))]]
+    if len(channels) == 1:
+        channels = numpy.repeat(channels, 3, axis=0)
+    elif len(channels) == 2:
+        middle = channels.mean(axis=0).round().astype(numpy.uint8)
+        channels = numpy.stack([channels[0], middle, channels[1]])
     tile = Image.fromarray(numpy.ascontiguousarray(channels.transpose(1, 2, 0)))
     longest = max(tile.size)
     if longest < SIDE[0]:
