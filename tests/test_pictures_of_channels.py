@@ -194,3 +194,22 @@ def test_a_data_set_that_names_channels_which_it_lacks_is_trained_on(tmp_path: P
     gallery.draw_all(told.append)
     (line,) = told
     assert "one to three of the channels 1 to 12" in line
+
+
+OTHERS = {
+    "16 bits": lambda noise: (noise * 4095).to(torch.uint16),  # 12 bits, as cameras of microscopes store them
+    "floats": lambda noise: noise * 40 + 7,
+    "twelve of 16 bits": lambda noise: (noise.repeat(1, 4, 1, 1) * 3000 + 200).to(torch.uint16),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.sampled(1)
+def test_a_gallery_stretches_what_is_not_of_8_bits(case: str, tmp_path: Path):
+    images = Values(OTHERS[case](noise_images(8).images.float() / 255))
+    gallery = moment_of(images, tmp_path, say=pytest.fail)
+    gallery.draw_if_due()
+    with np.load(tmp_path / "masks" / "step-00000001.npz") as kept:
+        assert kept["images"].shape == (8, 3, 32, 32)
+        assert 90 < kept["images"].mean() < 165
+        assert kept["images"].std() > 50
