@@ -22,13 +22,13 @@ from torch import Tensor
 
 from maskzoo.build import check_needs, check_ratio, choose_curriculum, choose_ratio, make_backbone, refuse_meaningless
 from maskzoo.cost import Shape
-from maskzoo.data.pixels import MODES, STATISTICS, Reading
-from maskzoo.data.prepare import prepare
+from maskzoo.data.pixels import STATISTICS, Reading, ReadsImages, reading_of
+from maskzoo.data.prepare import prepare_sample
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.flags import backbone_of
 from maskzoo.pictures import coloured, covered, signed
 from maskzoo.plain import named
-from maskzoo.protocols import CurriculumSchedule, MaskingContext
+from maskzoo.protocols import CurriculumSchedule, MaskingContext, Sample
 from maskzoo.recipe import MaskingRecipe, Use, make, make_dial
 from maskzoo.registry import Registry
 from maskzoo.schedules import set_up
@@ -37,12 +37,14 @@ from maskzoo.signals import unfinished
 from maskzoo.trained import open_run
 from maskzoo.views import View, view_of
 
+Statistics = tuple[Sequence[float], Sequence[float]]
 STEPS = 1000  # of the run that is imagined
 TINY = {  # a model that is never asked, for maskers that look at none: 14 x 14 patches of 16 pixels
     "timm": "vit_tiny_patch16_224",
     "options": {"embed_dim": 8, "depth": 1, "num_heads": 1},
 }
 MOST_MOMENTS, MOST_FILES = 20, 100  # of a picture that somebody could look at
+READ_AS_PICTURES = Reading()
 NAMES_HERE = {  # keys of a recipe
     r"recipe\.backbone\.pretrained": "--pretrained",
     r"recipe\.backbone[.\w]*": "--backbone",
@@ -76,6 +78,7 @@ class Players:
     ratio: CurriculumSchedule
     mean: Sequence[float]
     std: Sequence[float]
+    reading: Reading  # how images are read
     note: str  # whose eyes those are
     step: int | None = None  # at which the run left what it had learnt
     view: View | None = None  # how the images are seen; None: as they are
@@ -97,13 +100,14 @@ def preview(
     """
     _refuse_too_much(files, wish)
     _refuse_to_overwrite(out)
-    players = players_of(wish, registry)
+    named = NamedFiles(files)
+    options = ReadsImages()
+    players = players_of(wish, registry, options.decide(named), (options.mean or (), options.std or ()))
     backbone = players.objective.backbone
-    if backbone.channels not in MODES:
-        raise RecipeError(f"--run: its images have {backbone.channels} channels, and files are read with {list(MODES)}")
-    whole = [read(file, backbone.channels) for file in files]
-    images = torch.stack([prepare(image, players.size, players.mean, players.std) for image in whole])
-    players = _viewed(players, images, whole)
+    named = NamedFiles(files, players.reading)
+    whole = [named[number] for number in range(len(files))]
+    images = torch.stack([prepare_sample(one, players.size, players.mean, players.std)[0] for one in whole])
+    players = _viewed(players, images, [one.image for one in whole])
     title, names = _title(players), _names(files)
     with _beside(out) as part:
         columns = [Column("image", shown(images, players)), *look(images, players, wish)]
@@ -117,6 +121,9 @@ def preview(
         markup=False,
         soft_wrap=True,
     )
+    if wish.run is None:
+        for remark in options.remarks:
+            console.print(remark, highlight=False, markup=False, soft_wrap=True)
 
 
 def _refuse_too_much(files: Sequence[Path], wish: Wish) -> None:
@@ -127,10 +134,28 @@ def _refuse_too_much(files: Sequence[Path], wish: Wish) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- files
-def read(file: Path, channels: int) -> Tensor:
-    """The image in a file as uint8 [C, H, W], turned as its EXIF data say; DataError where it cannot be had."""
+@attrs.frozen(eq=False)
+class NamedFiles:
+    """The image files that somebody named, as a split."""
+
+    files: Sequence[Path]
+    reading: Reading = attrs.field(factory=Reading)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def stored(self, index: int) -> tuple[str, str]:
+        """The file of an image; it has a name of its own."""
+        return str(self.files[index]), ""
+
+    def __getitem__(self, index: int) -> Sample:
+        return read(self.files[index], self.reading)
+
+
+def read(file: Path, reading: Reading) -> Sample:
+    """The image in a file; DataError where it cannot be had."""
     try:
-        return Reading(channels).read(str(file)).image
+        return reading.read(str(file)).sample(None)
     except DataError as problem:
         cause = problem.__cause__
         if isinstance(cause, FileNotFoundError | NotADirectoryError):
@@ -191,8 +216,13 @@ def _is_ours(path: Path) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- players
-def players_of(wish: Wish, registry: Registry) -> Players:
-    """The masker that was asked for, and a model for it to look through. RecipeError where it needs a run."""
+def players_of(
+    wish: Wish, registry: Registry, reading: Reading = READ_AS_PICTURES, usual: Statistics = STATISTICS[3]
+) -> Players:
+    """The masker that was asked for, and a model for it to look through. RecipeError where it needs a run.
+
+    Unless a run has its own, images are read by the `reading` and normalised by the `usual` mean and deviation.
+    """
     if wish.pretrained and wish.backbone is None:
         raise RecipeError("--pretrained: say with --backbone NAME which model's weights; a run has its own")
     if wish.run is not None:
@@ -210,7 +240,7 @@ def players_of(wish: Wish, registry: Registry) -> Players:
         )
     with torch.random.fork_rng(devices=[]), _named_as_here():
         torch.default_generator.manual_seed(wish.seed)
-        sizes: Any = Shape()  # of a data set
+        sizes: Any = Shape(channels=reading.channels)  # of a data set
         backbone: Any = make_backbone(_backbone_of(wish, registry), sizes, registry)
         objective: Any = make(registry, "objective", {"use": "reconstruct", "decoder_dim": 32, "decoder_depth": 1}, "")
         objective.setup(backbone)
@@ -223,8 +253,8 @@ def players_of(wish: Wish, registry: Registry) -> Players:
             ", pretrained" if wish.pretrained else ": its weights are random"
         )
     masking = MaskingRecipe(ratio=0.75 if wish.ratio is None else wish.ratio, curriculum=wish.schedule)
-    statistics = _statistics(backbone, pretrained=wish.pretrained)
-    return _with_dials(objective, strategy, masking, registry, statistics, "" if blind else note, wish)
+    statistics = _statistics(backbone, usual, pretrained=wish.pretrained)
+    return _with_dials(objective, strategy, masking, registry, statistics, reading, "" if blind else note, wish)
 
 
 def _backbone_of(wish: Wish, registry: Registry) -> Use:
@@ -234,11 +264,11 @@ def _backbone_of(wish: Wish, registry: Registry) -> Use:
     return {**backbone_of(wish.backbone, registry), **({"pretrained": True} if wish.pretrained else {})}
 
 
-def _statistics(backbone: Any, *, pretrained: bool) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation by which a model's images are normalised: ImageNet's, or what timm's weights are used to."""
+def _statistics(backbone: Any, usual: Statistics, *, pretrained: bool) -> Statistics:
+    """Mean and deviation by which a model's images are normalised: the usual, or what timm's weights are used to."""
     config = backbone.model.pretrained_cfg if pretrained and hasattr(backbone, "model") else {}
-    mean, std = STATISTICS[3]
-    return tuple(config.get("mean", mean)), tuple(config.get("std", std))
+    found = tuple(config.get("mean", usual[0])), tuple(config.get("std", usual[1]))
+    return found if len(found[0]) == len(usual[0]) else usual
 
 
 @contextmanager
@@ -285,12 +315,13 @@ def _of_run(wish: Wish, run: Path, registry: Registry) -> Players:
     try:
         dataset: Any = trained.dataset()
         statistics = tuple(dataset.mean), tuple(dataset.std)
+        reading = getattr(dataset, "reading", Reading(channels))
     except MaskZooError:
-        dataset = Shape(trained.image_size, channels)
+        dataset, reading = Shape(trained.image_size, channels), reading_of(trained.recipe.data, channels)
         note += "; its data are gone, so images are normalised by what is usual"
     with _named_as_here():
         check_needs(strategy, trained.objective, dataset)
-    players = _with_dials(trained.objective, strategy, masking, registry, statistics, note, wish)
+    players = _with_dials(trained.objective, strategy, masking, registry, statistics, reading, note, wish)
     return attrs.evolve(players, step=trained.step)
 
 
@@ -299,7 +330,8 @@ def _with_dials(
     strategy: Any,
     masking: MaskingRecipe,
     registry: Registry,
-    statistics: tuple[Sequence[float], Sequence[float]],
+    statistics: Statistics,
+    reading: Reading,
     note: str,
     wish: Wish,
 ) -> Players:
@@ -311,7 +343,7 @@ def _with_dials(
     with _named_as_here():
         refuse_meaningless(curriculum, strategy, moments)
         check_ratio(ratio, strategy, objective, moments)
-    return Players(objective.eval(), strategy.eval(), curriculum, ratio, *statistics, note=note)
+    return Players(objective.eval(), strategy.eval(), curriculum, ratio, *statistics, reading, note=note)
 
 
 def moments_of(wish: Wish) -> list[float]:

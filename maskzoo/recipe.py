@@ -297,6 +297,8 @@ def completed(plain: Any, registry: Registry, kind: Kind = "schedule") -> Any:
         for field in newer
         if not getattr(field.default, "takes_self", False)
     }
+    before: Any = getattr(cls, "before", dict)  # what options that depend on others would have been
+    defaults |= {name: value for name, value in before(plain).items() if name not in plain}
     held = {
         name: completed(item, registry, kind if name == "parts" else KIND_OF_KEY.get(name, "schedule"))
         for name, item in plain.items()

@@ -17,6 +17,7 @@ from rich.console import Console
 from maskzoo import MaskZooError, RecipeError
 from maskzoo.backbones.adapter import without_fetching
 from maskzoo.cli import main
+from maskzoo.data.pixels import Reading
 from maskzoo.pictures import HIDDEN
 from maskzoo.preview import Wish, look, players_of, preview, read, shown
 from maskzoo.run import run
@@ -212,7 +213,7 @@ def test_a_photo_is_turned_as_its_camera_says(tmp_path: Path):
     left_white = np.zeros((16, 48), dtype=np.uint8)
     left_white[:, :24] = 255
     Image.fromarray(left_white).save(tmp_path / "turned.jpg", exif=exif)
-    turned = read(tmp_path / "turned.jpg", 3)
+    turned = read(tmp_path / "turned.jpg", Reading(3)).image
     assert turned.shape == (3, 48, 16)
     assert (turned[:, :20] > 200).all()
 

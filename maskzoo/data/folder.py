@@ -11,8 +11,8 @@ import attrs
 
 from maskzoo.data.finding import find
 from maskzoo.data.layout import READINGS, Found, Layout, ReadAs
-from maskzoo.data.pixels import EXTENSIONS, Reading, ReadsImages, opened
-from maskzoo.data.sizes import Size, a_size, settle_size, size_of
+from maskzoo.data.pixels import EXTENSIONS, Reading, ReadsImages
+from maskzoo.data.sizes import Size, a_size, settle_size
 from maskzoo.data.survey import ARCHIVES, begins_like_an_image
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import not_empty, quoted
@@ -45,13 +45,12 @@ class ImageFiles:
         return pixels.sample(None if self.labels is None else self.labels[index])
 
     def size_at(self, index: int) -> Size:
-        """Height and width of an image, by its header where Pillow can read that."""
-        try:
-            with opened(self.files[index]) as image:
-                return size_of(image)
-        except DataError:  # it may be of a format that only the reader knows
-            height, width = self[index].image.shape[-2:]
-            return height, width
+        """Height and width of an image, upright, by its header."""
+        return self.reading.size(*self.stored(index))
+
+    def stored(self, index: int) -> tuple[str, str]:
+        """The file of an image; it has a name of its own."""
+        return self.files[index], ""
 
     def subset(self, positions: Sequence[int]) -> ImageFiles:
         """The images at `positions`."""

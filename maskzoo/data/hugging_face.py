@@ -127,7 +127,7 @@ class HuggingFace(ReadsImages):
     flip: bool = True  # whether a mirrored image still shows the same
 
     def __attrs_post_init__(self) -> None:
-        self.remarks: list[str] = []
+        self.remarks: Sequence[str] = []
         folder = folder_of(self.path)
         if folder is not None:
             self.path = folder  # absolute: a relative one means something else in each folder
@@ -171,7 +171,7 @@ class HuggingFace(ReadsImages):
         tests = {name: self._split(splits, name, folder) for name in there}
         labelled = [name for name, test in tests.items() if test.labelled]
         if train.labelled and labelled and labelled[0] != there[0]:
-            self.remarks.append(
+            self._tell(
                 f"the split '{there[0]}' of '{self.path}' has no labels, so '{labelled[0]}' holds the test images"
             )
         if there:

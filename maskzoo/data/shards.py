@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import attrs
 import numpy as np
@@ -54,13 +54,17 @@ class ImagesInShards:
         return len(self.start)
 
     def __getitem__(self, index: int) -> Sample:
+        pixels = self.reading.read(*self.stored(index))
+        return pixels.sample(None if self.labels is None else int(self.labels[index]))
+
+    def stored(self, index: int) -> tuple[IO[bytes], str]:
+        """The bytes of an image, and where they lie."""
         file, start, size = self.files[self.shard[index]], int(self.start[index]), int(self.size[index])
         content = self.place.read(file, start, size)
         name = f"the image at byte {start} of '{file}'"
         if len(content) < size:
             raise DataError(f"{name} is cut short; fetch the shard anew")
-        pixels = self.reading.read(io.BytesIO(content), name)
-        return pixels.sample(None if self.labels is None else int(self.labels[index]))
+        return io.BytesIO(content), name
 
 
 @define

@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 import attrs
-from PIL import ExifTags, Image
 
 from maskzoo.bounds import MOST_SIDE
 from maskzoo.errors import DataError, RecipeError
@@ -19,7 +18,6 @@ USUAL_SIZE = (224, 224)
 PROBED = 32  # images that are asked for their size
 PROBED_FILES = 128  # of those of which the header alone has to be read
 COMMON = 0.95  # share of them that has to agree: a stray image is brought to the size of the others
-TURNED = (5, 6, 7, 8)  # EXIF orientations in which an image lies on its side
 
 Size = tuple[int, int]  # height and width, in pixels
 
@@ -57,12 +55,6 @@ def common_size(sizes: Sequence[Size]) -> tuple[Size, list[str]]:
     if count >= COMMON * len(sizes):
         return size, [f"{looked_at}, and the others are brought to that"]
     return USUAL_SIZE, [f"images differ in size ({looked_at}), so all are brought to {_by(USUAL_SIZE)} (data.size)"]
-
-
-def size_of(image: Image.Image) -> Size:
-    """Height and width of an image that Pillow has opened, upright; its pixels are not read."""
-    turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
-    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _sizes(split: Split) -> Iterator[Size]:

@@ -254,7 +254,20 @@ class TimmImages:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        reader, name = getattr(self.dataset, "reader", None), f"image {index} of '{self.source}'"
+        found, name, target = self._found(index)
+        if isinstance(found, Image.Image):
+            pixels = self.reading.of(found, name)
+        else:
+            with found:
+                pixels = self.reading.read(found, name)
+        return pixels.sample(label_of(target, name) if self.labelled else None)
+
+    def stored(self, index: int) -> tuple[Any, str]:
+        """An image as timm's reader has it, or its file, and its name."""
+        return self._found(index)[:2]
+
+    def _found(self, index: int) -> tuple[Any, str, Any]:
+        reader = getattr(self.dataset, "reader", None)
         try:
             found, target = (self.dataset if reader is None else reader)[index][:2]
         except MaskZooError:
@@ -269,12 +282,7 @@ class TimmImages:
             if self.folder is not None:
                 check_still_there(self.folder)
             raise DataError(f"{self._named(index)} cannot be read ({error}); mend or remove it") from error
-        if isinstance(found, Image.Image):
-            pixels = self.reading.of(found, name)
-        else:
-            with found:
-                pixels = self.reading.read(found, self._named(index))
-        return pixels.sample(label_of(target, name) if self.labelled else None)
+        return found, self._named(index), target
 
     def _named(self, index: int) -> str:
         """The image in words, by its file's name if there is one."""

@@ -1,0 +1,173 @@
+"""What a data set's files hold, by a look at a few of them: on it depends how all of them are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import IO, Any, Protocol
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from maskzoo.data.formats import stored
+from maskzoo.data.reading import Reading, kind_of
+from maskzoo.data.stored import Stored
+from maskzoo.errors import DataError
+
+LOOKED_AT = 64  # images, evenly spread
+MOST_VALUES = 2**27  # that are measured; of large images fewer are looked at, but no fewer than 4
+SAMPLED = 2**14  # values of an image from which the ends of a range are estimated
+TAILS = (0.1, 99.9)  # per cent: what lies outside of them may lie outside of the levels 0 to 1
+WIDTHS = (8, 10, 12, 14, 16, 20, 24, 32, 48, 64)  # bits that instruments have
+
+
+class Files(Protocol):
+    """A split whose images can be had as they are stored."""
+
+    def __len__(self) -> int: ...
+
+    def stored(self, index: int) -> tuple[str | IO[bytes] | Image.Image, str]:
+        """The file of an image, or the image as Pillow holds it, and a name where the file has none."""
+        ...
+
+
+@attrs.frozen
+class Seen:
+    """What one file says of its image."""
+
+    position: int
+    values: int
+    kind: str
+    bands: int
+    colours: str
+    bits: int | None
+    nodata: float | None
+    moving: bool
+    transparent: bool
+    masked: bool
+
+
+@attrs.frozen
+class Measured:
+    """The values in the images that were looked at."""
+
+    images: int
+    low: float
+    high: float
+    ends: tuple[float, float]  # at the TAILS
+    whole: bool  # whether all of them are whole numbers
+
+
+def look(files: Files, reading: Reading) -> list[Seen]:
+    """What some of the files say, evenly spread; what cannot be read is passed over, since its lookup will tell."""
+    seen = []
+    for position in places_of(len(files), LOOKED_AT):
+        try:
+            file, name = files.stored(position)
+            with stored(file, name, reading.array, reading.stored_bands) as found:
+                seen.append(_seen(found, position, laid_over=reading.channels in (0, 1, 3)))
+        except DataError:
+            continue
+    return seen
+
+
+def _seen(found: Stored, position: int, *, laid_over: bool) -> Seen:
+    transparent = False
+    if found.colours.endswith("A") and laid_over:
+        alpha = found.values()[..., -1]
+        transparent = bool((alpha != np.iinfo(alpha.dtype).max).any())
+    count = found.height * found.width * found.bands
+    return Seen(
+        *(position, count, kind_of(found), found.bands, found.colours, found.bits, found.nodata, found.moving),
+        transparent=transparent,
+        masked=found.mask is not None,
+    )
+
+
+def commonest(values: Sequence[Any]) -> Any:
+    """The value that is there most often, the first of several."""
+    return Counter(values).most_common(1)[0][0]
+
+
+def measure(files: Files, seen: Sequence[Seen], reading: Reading) -> Measured | None:
+    """The stored values of the images, by a reading that has no range; None where there is no valid one."""
+    low, high, whole = np.inf, -np.inf, True
+    samples = []
+
+    def take(found: Stored, name: str) -> None:
+        nonlocal low, high, whole
+        values, valid = reading.numbers(found, name)
+        flat = values.reshape(-1) if valid is None else values[valid]
+        if flat.size:
+            low, high = min(low, float(flat.min())), max(high, float(flat.max()))
+            samples.append(flat[:: max(1, flat.size // SAMPLED)].astype(np.float64))
+            whole = whole and bool((samples[-1] == np.floor(samples[-1])).all())
+
+    _read_again(files, seen, reading, take)
+    if not samples:
+        return None
+    first, last = np.percentile(np.concatenate(samples), TAILS)
+    return Measured(len(samples), low, high, (float(first), float(last)), whole)
+
+
+def statistics(files: Files, seen: Sequence[Seen], reading: Reading) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Mean and deviation [C] of the levels of the valid pixels; None where a channel has none."""
+    sums = np.zeros((3, reading.channels))  # count, sum, sum of squares
+
+    def take(found: Stored, name: str) -> None:
+        pixels = reading.pixels(found, name)
+        levels = pixels.image.numpy()
+        scale = 1.0 if levels.dtype == np.float32 else float(np.iinfo(levels.dtype).max)
+        for channel, values in enumerate(levels):
+            valid = values.reshape(-1) if pixels.valid is None else values[pixels.valid[channel].numpy()]
+            part = valid.astype(np.float64) / scale
+            sums[:, channel] += part.size, part.sum(), (part * part).sum()
+
+    _read_again(files, seen, reading, take)
+    if not sums[0].all():
+        return None
+    mean = sums[1] / sums[0]
+    return mean, np.sqrt(np.maximum(sums[2] / sums[0] - mean * mean, 0))
+
+
+def _read_again(files: Files, seen: Sequence[Seen], reading: Reading, take: Callable[[Stored, str], None]) -> None:
+    """Give the images that were seen, as far as they are not too large together; what fails is passed over."""
+    most = max(4, MOST_VALUES // max(1, max((one.values for one in seen), default=1)))
+    for number in places_of(len(seen), most):
+        with suppress(DataError):
+            file, name = files.stored(seen[number].position)
+            with stored(file, name, reading.array, reading.stored_bands) as found:
+                take(found, name or f"'{file}'")
+
+
+def places_of(length: int, count: int) -> Iterator[int]:
+    """At most `count` positions of so many, evenly spread."""
+    count = min(count, length)
+    return (number * length // count for number in range(count))
+
+
+# ------------------------------------------------------------------------------------------------------------- ranges
+def range_of(kind: str, seen: Sequence[Seen], measured: Measured) -> tuple[tuple[float, float] | None, str]:
+    """The stored values of the levels 0 and 1 for all images of a data set, and how that was decided.
+
+    None: all values of the kind, of unsigned numbers whose bits are all in use.
+    """
+    images = f"{measured.images} {'image' if measured.images == 1 else 'images'}"
+    if kind.startswith("uint"):
+        width, told = int(kind[4:]), {one.bits for one in seen}
+        bits = told.pop() if len(told) == 1 else None
+        if bits is not None and measured.high < 2**bits:
+            return (0.0, 2.0**bits - 1), f"{width}-bit files that say they use {bits} bits"
+        bits = next((bits for bits in WIDTHS if measured.high < 2**bits), width) if measured.high > 0 else width
+        words = f"{width}-bit files whose largest value in {images} is {measured.high:,.0f}: taken as {bits} bits"
+        return (None if bits == width and width <= 16 else (0.0, 2.0**bits - 1)), words
+    named = f"numbers of the kind {kind} from {measured.low:.6g} to {measured.high:.6g} in {images}"
+    if kind.startswith("float") and measured.low >= 0 and measured.high <= 1:
+        return (0.0, 1.0), named
+    if kind.startswith("float") and measured.whole and measured.low >= 0 and 127 < measured.high <= 255:
+        return (0.0, 255.0), f"{named}, all of them whole"
+    low, high = (float(f"{end:.6g}") for end in measured.ends)
+    return (low, high if high != low else low + 1), f"{named}, {TAILS[0]} % below and above the range"
