@@ -30,6 +30,7 @@ from maskzoo.defaults import settled
 from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, PluginError, RecipeError
 from maskzoo.matrix import unmet
+from maskzoo.norms import Lone, needs_several, telling_lone_values, watching
 from maskzoo.plain import quoted, rooted
 from maskzoo.probe import PROBED, try_out
 from maskzoo.processes import world
@@ -149,7 +150,17 @@ def build(
         )
     teacher = Teacher(objective) if "teacher" in strategy.needs | objective.needs else None
     if trial is not None:
-        _try(trial, objective, strategy, teacher, engine, (ratio, curriculum), (least_hidden, least_shown), train)
+        _try(
+            trial,
+            objective,
+            strategy,
+            teacher,
+            engine,
+            (ratio, curriculum),
+            (least_hidden, least_shown),
+            train,
+            moments,
+        )
     prepare_blocks(objective, strategy, teacher, train, engine)
     uses = {
         "data": described(dataset),
@@ -199,11 +210,15 @@ def _try(
     dials: tuple[CurriculumSchedule, CurriculumSchedule],
     least: tuple[int, int],
     train: TrainRecipe,
+    moments: Sequence[float],
 ) -> None:
     """Take a step on two images, or, where that fails, on as many as a real one has: a plugin may need them all."""
     backbone = objective.backbone
     size = tuple(count * side for count, side in zip(backbone.grid, backbone.patch_size, strict=True))
-    whole = max(PROBED, train.batch // (world() * train.accumulate))
+    images = train.batch // (world() * train.accumulate)  # of a micro-batch
+    few = needs_several(objective, strategy, images=images)
+    highest = max(dials[0](progress) for progress in moments) if few else 0.0
+    whole = max(PROBED, images)
     for count in dict.fromkeys((PROBED, whole)):
         batch = trial(size, count).to(engine.device)
         context = MaskingContext(
@@ -225,15 +240,41 @@ def _try(
 
         def context_at(progress: float, context: MaskingContext = context) -> MaskingContext:
             ratio, factor = (dial(progress) for dial in dials)
-            return attrs.evolve(context, ratio=ratio, factor=factor, progress=progress)
+            return attrs.evolve(context, ratio=highest if few else ratio, factor=factor, progress=progress)
 
         try:
-            try_out(objective, strategy, teacher, engine, context_at)
-        except PluginError:
-            if count == whole:
+            with watching(objective, strategy, tried=count, images=images) as lone, telling_lone_values():
+                try_out(objective, strategy, teacher, engine, context_at)
+        except (PluginError, ContractError) as problem:
+            if lone:
+                raise _lone_value(lone[0], images, train, strategy, context_at(0.0)) from problem
+            if count == whole or not isinstance(problem, PluginError):
                 raise
         else:
+            if lone:
+                raise _lone_value(lone[0], images, train, strategy, context_at(0.0))
             break
+
+
+def _lone_value(lone: Lone, images: int, train: TrainRecipe, strategy: Any, context: MaskingContext) -> RecipeError:
+    """What to say of a norm that would see a single value where most is hidden."""
+    shown = context.patches - context.counted_by(strategy).count
+    micro = "an image" if lone.by_image else f"{images} image{'s' if images > 1 else ''} in a micro-batch"
+    if not lone.by_image and (world() > 1 or train.accumulate > 1):
+        processes = f"{world()} process{'es' if world() > 1 else ''}"
+        micro += f" ({train.batch} images / {processes} / {train.accumulate} micro-batches)"
+    least = 2 * world() * train.accumulate
+    ways = [] if lone.by_image else [f"train.batch_size = {least} or more"]
+    if not lone.by_image and train.accumulate > 1:
+        ways.append("a smaller train.accumulate")
+    if shown < context.patches:
+        ways.append("a lower masking.ratio")
+    ways.append("larger images (backbone.image_size)")
+    key = "masking.ratio" if lone.by_image else "train.batch_size"
+    return RecipeError(
+        f"recipe.{key}: {lone.told}: of {micro}, {shown} of {context.patches} patches "
+        f"{'is' if shown == 1 else 'are'} visible at ratio {context.ratio:g}; take {', or '.join(ways)}"
+    )
 
 
 def make_engine(train: TrainRecipe) -> Engine:

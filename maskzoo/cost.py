@@ -37,6 +37,7 @@ from maskzoo.data.remarks import remarks_of
 from maskzoo.defaults import settled
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.listing import Listing
+from maskzoo.norms import telling_lone_values
 from maskzoo.probe import explaining, reached_by_gradient, refuse_unreached
 from maskzoo.protocols import CurriculumSchedule, MaskingContext, Sample, Strategy
 from maskzoo.recipe import MaskingRecipe, Recipe, Use, make, make_dial
@@ -197,7 +198,8 @@ def flops_per_image(recipe: Recipe, registry: Registry, shape: Any = None) -> Co
     try:
         return _counted(recipe, step, dials)
     except Exception:  # somebody looks at values, which a meta tensor has not, or makes some where there are others
-        return _counted(recipe, _made(recipe, registry, shape, "cpu"), dials)
+        with telling_lone_values():
+            return _counted(recipe, _made(recipe, registry, shape, "cpu"), dials)
 
 
 def steps_of(recipe: Recipe, shape: Any) -> int | None:

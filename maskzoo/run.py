@@ -35,6 +35,7 @@ from maskzoo.gallery import Gallery, whole_images
 from maskzoo.loggers.several import Loggers
 from maskzoo.measuring import Measuring
 from maskzoo.memory import PeakMemory
+from maskzoo.norms import lone_value
 from maskzoo.plain import json_text, named, replace
 from maskzoo.probe import noise_batch
 from maskzoo.protocols import Batch, Dataset
@@ -415,8 +416,9 @@ def _no_lost_step(session: Session, source: Source, folder: RunFolder) -> Iterat
     try:
         yield kept
     except Exception as problem:
+        lone = lone_value(problem)
         trouble = problem if isinstance(problem, DataError) else loader_trouble(problem)
-        bug = problem if isinstance(problem, ContractError | PluginError) else plugin_error(problem)
+        bug = lone or (problem if isinstance(problem, ContractError | PluginError) else plugin_error(problem))
         if trouble is None and bug is not None:
             raise _bug_in_step(bug, problem, session, folder, kept) from problem
         if trouble is None:

@@ -23,6 +23,7 @@ from maskzoo.evaluation.features import WholeImages
 from maskzoo.evaluation.options import classes_of, cosine
 from maskzoo.mask import Mask
 from maskzoo.metrics import Metric, accuracy
+from maskzoo.norms import lone_value
 from maskzoo.objectives.supervised import Classify
 from maskzoo.protocols import Batch, Dataset, Encoder, Need, define
 from maskzoo.recipe import OptimizerRecipe
@@ -168,8 +169,16 @@ class FineTune:
         """Take a step; the norm [] of its gradient, NaN where nothing has moved."""
         scores = torch.zeros(len(batch.images), math.prod(model.backbone.grid), device=engine.device)
         nothing = Mask.hide_top(scores, 0)
-        with engine.autocast():
-            loss = model(batch.images, nothing, batch.labels).loss
+        try:
+            with engine.autocast():
+                loss = model(batch.images, nothing, batch.labels).loss
+        except ValueError as problem:
+            if lone_value(problem) is None:
+                raise
+            raise ContractError(
+                f"finetune: a norm of the encoder sees a single value of a channel, which has no deviation, where a "
+                f"batch has {len(batch.images)} images; raise finetune.batch_size, or take larger images"
+            ) from problem
         mover.backward(loss)
         norm: Tensor = mover.move(loss.detach())
         return norm
