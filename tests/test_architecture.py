@@ -36,7 +36,7 @@ LEVELS = (
         "measured",
         "inert",
     },
-    {"terminal", "blame", "words", "listing", "sources", "guard", "bounds", "bands"},
+    {"terminal", "blame", "words", "listing", "sources", "guard", "bounds", "bands", "norms"},
     {"protocols"},
     {"hookspecs"},
     {"registry", "offers"},
