@@ -1,6 +1,6 @@
 """Which patches of which image are hidden: the only place that builds, inverts or enlarges a boolean mask.
 
-Shapes: B images, N patches (mask units), V visible, H hidden (V + H = N), D channels.
+Shapes: B images, N patches (mask units), V visible, H hidden (V + H = N), D channels; C channels of an image.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Mask:
         default=attrs.Factory(_weights_of_hidden, takes_self=True)
     )
     scores: Tensor | None = None  # [B, N], what it was made from, with its graph if there is one
+    valid: Tensor | None = None  # [B, C, *size] bool, which pixels of the images were measured; None: all
+    measured: Tensor | None = None  # [B, N] bool, which patches have any of those; see `over`
 
     def __attrs_post_init__(self) -> None:
         hidden = self.hidden
@@ -52,7 +54,7 @@ class Mask:
             raise ContractError(
                 f"Mask.count is {self.count}, but the rows hide {sorted(set(hidden.sum(dim=1).tolist()))}"
             )
-        for name in ("visibility", "weights", "scores"):
+        for name in ("visibility", "weights", "scores", "measured"):
             value = getattr(self, name)
             if value is not None and value.shape != hidden.shape:
                 raise ContractError(f"Mask.{name} is {list(value.shape)}, but Mask.hidden is {list(hidden.shape)}")
@@ -100,12 +102,37 @@ class Mask:
         top of its scores gives it again.
         """
         patches, soft = self.hidden.shape[1], self.visibility is not None
-        return Mask(
+        inverted = Mask(
             ~self.hidden,
             None if self.count is None else patches - self.count,
             visibility=1.0 - self.visibility if self.visibility is not None else None,
             scores=None if self.scores is None else 1.0 - self.scores if soft else -self.scores,
         )
+        if self.measured is None:
+            return inverted
+        return attrs.evolve(inverted, valid=self.valid, measured=self.measured).weighing(self.measured)
+
+    def over(self, valid: Tensor, grid: Sequence[int]) -> Mask:
+        """The same mask over images of which only the `valid` pixels, bool [B, C, *size], were measured.
+
+        A patch of the `grid` without any weighs nothing from here on, also in what `inverted`, `enlarge` and
+        `weighing` make of it. Raises ContractError where that is no such tensor.
+        """
+        size = valid.shape[2:]
+        fits = valid.dtype == torch.bool and valid.shape[0] == self.hidden.shape[0] and len(size) == len(grid)
+        if not fits or any(side % units for side, units in zip(size, grid, strict=True)):
+            raise ContractError(
+                f"extras['valid'] must be bool [{self.hidden.shape[0]}, C, *size] with a size that the grid "
+                f"{tuple(grid)} divides, got {valid.dtype} {list(valid.shape)}"
+            )
+        cut = [part for side, units in zip(size, grid, strict=True) for part in (units, side // units)]
+        units = valid.any(dim=1).reshape(-1, *cut)  # [B, rows, height of a patch, columns, width, ...]
+        measured = units.any(dim=tuple(range(2, units.ndim, 2))).reshape(self.hidden.shape)
+        return attrs.evolve(self, valid=valid, measured=measured).weighing(measured)
+
+    def weighing(self, shares: Tensor) -> Mask:
+        """The same mask, each patch weighing only its share, `shares` [B, N] from 0 to 1, of what it does."""
+        return attrs.evolve(self, weights=self.weights * shares)
 
     @functools.cached_property
     def visible_index(self) -> Tensor:
@@ -157,6 +184,8 @@ class Mask:
             visibility=None if self.visibility is None else _finer(self.visibility, grid, factors),
             weights=_finer(self.weights, grid, factors),
             scores=None if self.scores is None else _finer(self.scores, grid, factors),
+            valid=self.valid,
+            measured=None if self.measured is None else _finer(self.measured, grid, factors),
         )
 
     def hidden_on(self, grid: Sequence[int], factor: int | Sequence[int]) -> Tensor:

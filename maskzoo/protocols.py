@@ -699,6 +699,12 @@ class Encoder(Protocol):
         """
         ...
 
+    def batches_with_valid(
+        self, split: Split, chosen: Sequence[int]
+    ) -> Generator[tuple[Tensor, Tensor | None], None, None]:
+        """The same images, each batch with which of its pixels were measured, bool [B, C, H, W]; None: all."""
+        ...
+
     def predictions(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor] | None:
         """Scores of the classes [M, K] from the model's own classifier, and labels [M]; None without either."""
         ...

@@ -283,12 +283,16 @@ def alternate_learners(strategy: MaskingStrategy) -> list[MaskingStrategy]:
 
 
 def chosen(strategy: MaskingStrategy, choose: Callable[[MaskingContext], Mask], context: MaskingContext) -> Mask:
-    """The mask that a strategy chooses by its `choose`; that of one with a way of its own is watched as any other."""
+    """The mask that a strategy chooses by its `choose`; that of one with a way of its own is watched as any other.
+
+    Pixels that were not measured, of which `extras["valid"]` tells, weigh nothing from here on.
+    """
     mask = checked_mask(strategy, getattr(choose, "__name__", "mask"), choose(context), context)
     context.guard.refuse_changed("strategy", strategy)
     if mask.scores is not None and getattr(choose, "__func__", None) not in (Strategy.mask, Strategy.soft_mask):
         context.guard.count(f"{strategy.name}{context.branch}", mask.scores)
-    return mask
+    valid = context.extras.get("valid")
+    return mask if valid is None else mask.over(valid, context.grid)
 
 
 def judged(

@@ -3,7 +3,8 @@
 The one argument is JSON: a case, or several by name. A case is a recipe's sections, `strategy`, `do` (how many steps),
 and, where wanted, `folder` (save a checkpoint there at the end), `resume` (a checkpoint to go on from), `poison`
 (the process in which a block gives NaN; then the case prints what is blamed), `bad_scores` (the process in which the
-scores of the second step are NaN), and `statistics` (print how far apart the running averages of BatchNorms are).
+scores of the second step are NaN), `holes` (some pixels were not measured), and `statistics` (print how far apart the
+running averages of BatchNorms are).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from helpers import REGISTRY, noise_images, tiny_recipe
+from helpers import REGISTRY, noise_images, tiny_recipe, with_holes
 
 from maskzoo import checkpoint, processes
 from maskzoo.build import build
@@ -35,8 +36,8 @@ def figures_of(case: dict[str, Any]) -> list[dict[str, Any]]:
     folder, resume, poison = (case.pop(name, None) for name in ("folder", "resume", "poison"))
     bad_scores = case.pop("bad_scores", None)
     statistics = case.pop("statistics", False)
+    dataset = with_holes(noise_images(64)) if case.pop("holes", False) else noise_images(64)
     recipe = tiny_recipe(strategy, **case)
-    dataset = noise_images(64)
     session = build(recipe, dataset, REGISTRY, steps_in_epoch=64 // recipe.train.batch_size)
     if resume is not None:
         checkpoint.load(session, checkpoint.read(Path(resume)), Path(resume))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ class Images:
     images: Tensor
     labels: list[int] | None = None
     flip: bool = False
+    valid: Tensor | None = None  # [M, C, H, W] bool, which pixels were measured
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(self.images[index], None if self.labels is None else self.labels[index])
+        extras = {} if self.valid is None else {"valid": self.valid[index]}
+        return Sample(self.images[index], None if self.labels is None else self.labels[index], extras)
 
     @property
     def train(self) -> Images:
@@ -79,6 +82,16 @@ def noise_images(
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
     return Images(images, [index % 3 for index in range(count)] if labelled else None)
+
+
+def with_holes(images: Images, stored: float = math.nan) -> Images:
+    """The same images as float32, of which pixels here and there, whole patches too, were not measured."""
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.rand(len(images), 1, 4, 4, generator=generator) > 0.4
+    fine = torch.rand(images.images.shape, generator=generator) > 0.03
+    valid = coarse.repeat_interleave(images.size[0] // 4, 2).repeat_interleave(images.size[1] // 4, 3) & fine
+    levels = torch.where(valid, images.images.float() / 255, stored)
+    return attrs.evolve(images, images=levels, valid=valid)
 
 
 def tiny_recipe(strategy: Any = "random", **sections: Any) -> Recipe:

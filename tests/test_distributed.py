@@ -42,6 +42,8 @@ CASES = {
     },
     "clmae fsdp2 recomputed": case("clmae", parallel="fsdp2", recompute=True),
     "clmae ddp accumulated": case("clmae", accumulate=2),
+    "random ddp with holes": {**case("random"), "holes": True},
+    "clmae fsdp2 with holes": {**case("clmae", parallel="fsdp2", accumulate=2), "holes": True},
     "attmask fsdp2 accumulated": case("attmask", parallel="fsdp2", accumulate=2),
 }
 

@@ -51,12 +51,18 @@ class Reconstruction:
         if count == patches:
             raise ContractError(f"reconstruction: a ratio of {self.ratio:g} hides all {patches} patches")
         generator = stream(0, "fixed masks")  # of no run's seed: the same for all
-        total, images = 0.0, 0
-        with closing(encoder.batches(dataset.test, some_of(dataset.test, at_most(self.images)))) as source:
-            for some, _ in source:
+        total, images = 0.0, 0.0
+        with closing(encoder.batches_with_valid(dataset.test, some_of(dataset.test, at_most(self.images)))) as source:
+            for some, valid in source:
                 noise = torch.rand(len(some), patches, generator=generator).to(encoder.device)
                 with evaluating(objective, encoder.refuse_if_stopping), torch.no_grad():
-                    loss = objective(some.to(encoder.device), Mask.hide_top(noise, count)).loss
-                total += loss.item() * len(some)
-                images += len(some)
+                    mask = Mask.hide_top(noise, count)
+                    if valid is not None:
+                        mask = mask.over(valid.to(encoder.device), encoder.backbone.grid)
+                    loss = objective(some.to(encoder.device), mask).loss
+                weight = mask.weights.double().sum().item() / count  # images, if all that is hidden was measured
+                total += loss.item() * weight
+                images += weight
+        if images == 0:
+            raise ContractError("reconstruction: no hidden patch has a pixel that was measured (extras['valid'])")
         yield Metric("loss on fixed masks", total / images, "lower", label="reconstruction loss")

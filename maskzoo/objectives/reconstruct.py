@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from maskzoo.errors import RecipeError
 from maskzoo.mask import Mask
 from maskzoo.objectives.decoder import DecodingObjective, initialise
-from maskzoo.objectives.hog import features, hog
+from maskzoo.objectives.hog import features, hog, known_cells
 from maskzoo.protocols import Backbone, Objective, Outcome, define
 
 
@@ -61,7 +61,7 @@ class Reconstruct(DecodingObjective):
         """Encode what is visible, rebuild all patches, and score them by the mask's weights.
 
         `prediction` is [B, N, T]: of pixels, in the order row, column, channel. Under a soft mask all N patches come
-        from the encoder, and no mask token is used.
+        from the encoder, and no mask token is used. Pixels that were not measured (`mask.valid`) count nowhere.
         """
         latent = self._encode(images, mask)
         if self.decoder == "linear":
@@ -69,8 +69,15 @@ class Reconstruct(DecodingObjective):
             prediction = self.decoder_pred(latent[:, self.backbone.prefix :]).float()
         else:
             decoder_input, prediction = self._decode(latent, mask)
-        difference = prediction - self.targets(images)
-        patch_loss = (difference.abs() if self.loss == "l1" else difference.square()).mean(dim=2)  # [B, N]
+        target = self.targets(images) if mask.valid is None else self.targets(images, mask.valid)
+        difference = prediction - target
+        difference = difference.abs() if self.loss == "l1" else difference.square()  # [B, N, T]
+        if mask.valid is None:
+            patch_loss = difference.mean(dim=2)
+        else:
+            known = self._known(mask.valid)
+            patch_loss = mean_of(difference, known)[..., 0]
+            mask = mask.weighing(known.any(dim=2))
         return Outcome(
             loss=mask.mean(patch_loss),
             latent=latent,
@@ -79,15 +86,20 @@ class Reconstruct(DecodingObjective):
             prediction=prediction,
         )
 
-    def targets(self, images: Tensor) -> Tensor:
-        """[B, N, T] float32: what the prediction is compared with."""
+    def targets(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
+        """[B, N, T] float32: what the prediction is compared with; of the `valid` pixels [B, C, H, W] bool alone."""
         if self.target == "hog":
-            return hog(images, self.backbone.patch_size)
+            return hog(images, self.backbone.patch_size, valid)
         patches = patchify(images.float(), self.backbone.patch_size)
         if self.target == "pixels":
             return patches
-        mean, deviation = _moments(patches)
+        mean, deviation = _moments(patches, None if valid is None else self._known(valid))
         return (patches - mean) / deviation
+
+    def _known(self, valid: Tensor) -> Tensor:
+        """[B, N, T] bool: which values of the target are made of `valid` pixels [B, C, H, W]."""
+        patch = self.backbone.patch_size
+        return known_cells(valid, patch) if self.target == "hog" else patchify(valid, patch)
 
     def picture(self, images: Tensor, mask: Mask) -> tuple[Tensor, str] | None:
         """[B, C, H, W]: the images with their hidden patches rebuilt, and a word of warning if there is need of one.
@@ -100,7 +112,7 @@ class Reconstruct(DecodingObjective):
         patches = patchify(images.float(), self.backbone.patch_size)
         note = ""
         if self.target == "norm_pixels":
-            mean, deviation = _moments(patches)
+            mean, deviation = _moments(patches, None if mask.valid is None else self._known(mask.valid))
             prediction = prediction * deviation + mean
             note = "rebuilt patches borrow their true mean and contrast, which the model does not predict (norm_pixels)"
         rebuilt = unpatchify(mask.cover(patches, prediction), self.backbone.grid, self.backbone.patch_size)
@@ -130,6 +142,25 @@ def unpatchify(patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -
     return cut.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], -1, rows * height, columns * width)
 
 
-def _moments(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each patch, [B, N, 1] each, as MAE takes them (unbiased, plus 1e-6)."""
-    return patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + 1e-6).sqrt()
+def mean_of(values: Tensor, known: Tensor) -> Tensor:
+    """[B, N, 1]: the mean of those `values` [B, N, T] of each patch that are `known` (bool); 0 where none is.
+
+    Where all are it is their plain mean, to the bit.
+    """
+    share = values.shape[2] / known.sum(dim=2, keepdim=True).clamp(min=1)  # 1.0 where all are
+    return torch.where(known, values, 0.0).mean(dim=2, keepdim=True) * share
+
+
+def _moments(patches: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch, [B, N, 1] each, as MAE takes them (unbiased, plus 1e-6).
+
+    Of the values that are `known`, bool [B, N, T], where that is given.
+    """
+    mean, variance = patches.mean(dim=2, keepdim=True), patches.var(dim=2, keepdim=True)
+    if known is not None:
+        count = known.sum(dim=2, keepdim=True)
+        some = mean_of(patches, known)
+        apart = mean_of((patches - some).square(), known) * (count / (count - 1).clamp(min=1))
+        whole = count == patches.shape[2]
+        mean, variance = torch.where(whole, mean, some), torch.where(whole, variance, apart)
+    return mean, (variance + 1e-6).sqrt()
