@@ -12,27 +12,32 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from maskzoo.backbones.swin import SwinBackbone
 from maskzoo.backbones.vit import VitBackbone, sin_cos
 from maskzoo.errors import ContractError, MaskZooError
+from maskzoo.grids import Grid, grids_of, told_by
 from maskzoo.objectives.reconstruct import Reconstruct
+from maskzoo.origins import listed
 from maskzoo.protocols import Backbone
 from maskzoo.registry import Registry
+from maskzoo.windows import TABLE
 
 Kind = Literal["mae", "cl-mae", "simmim-swin"]
 Loaded = tuple[Reconstruct, Any | None]
 MASKER = "masking_net."
 ENCODER = "encoder."
+SAME = 1e-2  # how far positions may be off, in weights of 16 bits
 COMPUTED = ("attn_mask", "relative_position_index")  # of a Swin's blocks, which follow from its sizes
 
 
 def load(state_dict: Mapping[str, Any], kind: Kind, **options: Any) -> Loaded:
     """The objective, and the strategy if the method has one, that a published state dictionary holds.
 
-    `state_dict` maps names to tensors, or has such a mapping under "model". Images and grids are square. Options, by
-    kind, of what shapes do not tell:
+    `state_dict` maps names to tensors, or has such a mapping under "model". The grid of a MAE is the one of its fixed
+    positions; a Swin's images and windows are square. Options, by kind, of what shapes do not tell:
 
     "mae", "cl-mae": `num_heads` (12) and `decoder_num_heads` (16) of the attention layers; `norm_pix` (False), whether
     the target was normalised; `masker_heads` (4) for "cl-mae".
@@ -73,13 +78,13 @@ def _load_mae(
     if "decoder_embed.weight" not in state and "patch_embed.proj.weight" in state:
         raise ContractError("this checkpoint holds the encoder alone, without the decoder; take the one with both")
     _require(state, "patch_embed.proj.weight", "pos_embed", "decoder_embed.weight", "decoder_pos_embed")
-    dim, channels, patch, _width = state["patch_embed.proj.weight"].shape
-    side = math.isqrt(state["pos_embed"].shape[1] - 1)
+    dim, channels, *patch = state["patch_embed.proj.weight"].shape
+    grid = _grid_of(state["pos_embed"][0, 1:])
     depth = _depth(state, "blocks.")
     backbone = VitBackbone(
         timm="vit_tiny_patch16_224",
-        patch_size=patch,
-        image_size=side * patch,
+        patch_size=(patch[0], patch[1]),
+        image_size=(grid[0] * patch[0], grid[1] * patch[1]),
         channels=channels,
         position="sin-cos",
         options={
@@ -102,6 +107,21 @@ def _load_mae(
     renamed = {name if name.startswith(decoder) else f"backbone.model.{name}": tensor for name, tensor in state.items()}
     _fill(objective, renamed)
     return objective, None
+
+
+def _grid_of(positions: Tensor) -> Grid:
+    """The grid whose fixed sin-cos positions [N, D] these are, or else where neighbours are alike."""
+    grids = grids_of(len(positions))
+    for grid in grids:
+        if (positions.float() - sin_cos(grid, positions.shape[1])).abs().max() < SAME:
+            return grid
+    told = told_by(positions, grids)
+    if told is None:
+        raise ContractError(
+            f"the checkpoint does not fit: its {len(positions)} positions (pos_embed) are not the fixed sin-cos ones "
+            f"of a grid of {listed(grids)}"
+        )
+    return told
 
 
 def _load_cl_mae(
@@ -143,6 +163,7 @@ def _load_simmim_swin(
         _found(state, f"{ENCODER}layers.{stage}.blocks.0.attn.relative_position_bias_table").shape
         for stage in range(len(depths))
     ]
+    _refuse_oblong(state, tables)
     windows = [(math.isqrt(rows) + 1) // 2 for rows, _ in tables]
     heads = [count for _, count in tables]
     _agree("num_heads", num_heads if num_heads is None else list(num_heads), heads)
@@ -183,6 +204,25 @@ def _load_simmim_swin(
     return objective, None
 
 
+def _refuse_oblong(state: Mapping[str, Tensor], tables: Sequence[Sequence[int]]) -> None:
+    """Refuse windows that are no squares, of which images would be none either."""
+    for stage, (rows, _) in enumerate(tables):
+        names = [name for name in state if re.fullmatch(rf"{ENCODER}layers\.{stage}\.blocks\.\d+\.attn\.{TABLE}", name)]
+        sides = [grid for grid in grids_of(rows) if grid[0] % 2 and grid[1] % 2]
+        same = [state[name].float() for name in names if len(state[name]) == rows]
+        told = told_by(torch.cat(same, dim=1), sides) if sides else None
+        if math.isqrt(rows) ** 2 != rows or rows % 2 == 0 or (told is not None and told[0] != told[1]):
+            kind = (
+                "no window"
+                if not sides
+                else f"windows of {' x '.join(str((side + 1) // 2) for side in told or sides[0])}"
+            )
+            raise ContractError(
+                f"the checkpoint does not fit: the {rows} relative positions of its stage {stage} are of {kind}, and "
+                "windows are square here"
+            )
+
+
 def _simmim_named(name: str, tensor: Tensor, channels: int, stride: int) -> tuple[str, Tensor]:
     """A tensor under our name: stages begin, rather than end, by merging patches; pixels go row, column, channel."""
     if name == f"{ENCODER}mask_token":
@@ -199,6 +239,9 @@ def _swin_image(state: Mapping[str, Tensor], windows: Sequence[int], window: int
     told = {cut * (patch << stage) for stage, cut in enumerate(windows) if cut < window}
     for stage, whole in enumerate(windows):
         masks = [state[name] for name in state if re.fullmatch(rf"{ENCODER}layers\.{stage}\..*attn_mask", name)]
+        oblong = [len(mask) for mask in masks if math.isqrt(len(mask)) ** 2 != len(mask)]
+        if oblong:
+            raise ContractError(f"the checkpoint does not fit: {oblong[0]} windows are of no square images")
         told |= {math.isqrt(len(mask)) * whole * (patch << stage) for mask in masks}  # [windows, w * w, w * w] each
     if len(told) > 1:
         sides = ", ".join(str(side) for side in sorted(told))

@@ -43,7 +43,7 @@ LEVELS = (
     {"recipe", "schedules", "checks", "defaults", "backbones", "objectives", "teacher", "testing", "engine"},
     {"train", "data"},
     {"probe"},
-    {"build", "checkpoint", "resizing", "weightfile", "weights", "matrix", "trained"},
+    {"build", "checkpoint", "grids", "origins", "windows", "resizing", "weightfile", "weights", "matrix", "trained"},
     {"official", "evaluation", "views", "pictures", "sheet", "loggers", "diagnosis", "folder", "flags", "provenance"},
     {"gallery", "doubts", "display", "measuring", "cost", "preview", "export"},
     {"run", "evaluate", "show"},

@@ -287,7 +287,7 @@ def test_a_file_of_weights_has_images_normalised_as_imagenet_is(tmp_path: Path):
     wishes = Wishes(
         data={"use": "folder", "root": str(folder_of_images(tmp_path / "data", broken=0))},
         device="cpu",
-        settings=("backbone.patch_size=8", "backbone.image_size=32"),
+        settings=("backbone.patch_size=8", "backbone.image_size=32", "weights.grid=[4,4]"),
     )
     file = tmp_path / "weights.pth"
     (entry,) = evaluate_backbone("vit_tiny_patch16_224", file, False, tmp_path / "out", wishes, REGISTRY, listening())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from maskzoo import RecipeError, checkpoint, official
 from maskzoo.backbones.vit import VitBackbone
 from maskzoo.build import parameter_groups
-from maskzoo.recipe import OptimizerRecipe
+from maskzoo.recipe import OptimizerRecipe, WeightsRecipe
 from maskzoo.train import train
 from maskzoo.weights import load_weights
 
@@ -65,7 +65,7 @@ def test_a_timm_checkpoint_is_taken_without_its_classifier(ending: str, tmp_path
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(state, path) if ending == ".safetensors" else torch.save({"state_dict": state}, path)
     backbone = vit()
-    load_weights(backbone, path)
+    load_weights(backbone, WeightsRecipe(str(path), grid=(4, 4)))
     images = random_images()
     torch.testing.assert_close(backbone.eval()(images), model.eval().forward_features(images))
 
@@ -89,7 +89,7 @@ def test_learned_positions_are_resized_as_timm_does(tmp_path: Path):
     model = timm_vit()
     torch.save(model.state_dict(), tmp_path / "model.pth")
     backbone = vit((48, 64))
-    load_weights(backbone, tmp_path / "model.pth")
+    load_weights(backbone, WeightsRecipe(str(tmp_path / "model.pth"), grid=(4, 4)))
     model.set_input_size(img_size=(48, 64))
     images = random_images(height=48, width=64)
     torch.testing.assert_close(backbone.eval()(images), model.eval().forward_features(images))
