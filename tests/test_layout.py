@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from maskzoo import DataError, RecipeError
@@ -347,3 +350,54 @@ def test_fingerprints_of_labelled_folders_are_those_of_older_versions(tmp_path: 
             (tmp_path / name).mkdir(exist_ok=True)
             Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
     assert fingerprint(Folder(str(tmp_path))) == "18 images, 67b79690f3aefd61"
+
+
+# ------------------------------------------------------------------------------------------------- nothing is dropped
+NAMES = ["cat", "dog", "train", "test", "val", "images", "Train", "masks", "runs", "a"]
+FILES = ["0.jpg", "1.JPG", "2.png", "x.txt", "y.heic", ".DS_Store", "noend", "f.npy"]
+TREES = st.recursive(
+    st.lists(st.sampled_from(FILES), max_size=4, unique=True),
+    lambda inner: st.dictionaries(st.sampled_from(NAMES), inner, max_size=4).map(lambda folders: folders),
+    max_leaves=12,
+)
+
+
+def plant(root: Path, tree: object) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    if isinstance(tree, dict):
+        for name, inner in tree.items():
+            plant(root / name, inner)
+    else:
+        for name in tree:  # type: ignore[attr-defined]
+            (root / name).touch()
+
+
+@settings(max_examples=25)
+@given(tree=TREES, loose=st.lists(st.sampled_from(FILES), max_size=2, unique=True))
+@pytest.mark.parametrize("read_as", [None, "classes", "splits", "unlabelled"])
+def test_every_image_is_read_or_told_and_every_refusal_says_what_to_do(
+    read_as: ReadAs | None, tree: object, loose: list[str]
+):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        plant(root, tree)
+        plant(root, loose)
+        try:
+            found = find(root, read_as)
+        except DataError as refused:
+            words = str(refused)
+            assert any(mark in words for mark in (";", "`data."))
+            return
+        there = {str(path) for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".png", ".npy")}
+        used = {*found.train, *found.test}
+        assert used <= there
+        assert len(found.train) + len(found.test) == len(used) == found.layout.train + found.layout.test
+        if there - used:
+            assert found.layout.unused
+        if found.classes is not None:
+            assert len(found.classes) > 1
+            assert len(set(found.classes)) == len(found.classes)
+            assert set(found.train_labels or ()) | set(found.test_labels or ()) == set(range(len(found.classes)))
+        assert (
+            find(root, found.layout.reading if found.layout.reading != "unlabelled" else read_as).layout == found.layout
+        )
