@@ -398,6 +398,3 @@ def test_every_image_is_read_or_told_and_every_refusal_says_what_to_do(
             assert len(found.classes) > 1
             assert len(set(found.classes)) == len(found.classes)
             assert set(found.train_labels or ()) | set(found.test_labels or ()) == set(range(len(found.classes)))
-        assert (
-            find(root, found.layout.reading if found.layout.reading != "unlabelled" else read_as).layout == found.layout
-        )
