@@ -251,6 +251,56 @@ def _note(sentence: str) -> None:
         click.echo(sentence, err=True)
 
 
+@main.command(name="data", short_help="Look at images as a run would see them.")
+@click.argument("source", required=False, metavar="[FOLDER|NAME|RECIPE]")
+@click.option("--backbone", metavar="NAME", help="Whose size and patches are told [default: a ViT-S, or the recipe's].")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of the recipe, e.g. data.size=96 (repeatable)."
+)
+@click.option(
+    "--look",
+    type=click.IntRange(1, 10**9),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="How many images are looked at.",
+)
+@click.option("--all", "every", is_flag=True, help="Look at all images.")
+@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw one page, too.")
+@click.option("--json", type=click.Path(path_type=Path), metavar="FILE", help="Write everything for programs, too.")
+def data_(
+    source: str | None,
+    backbone: str | None,
+    settings: tuple[str, ...],
+    look: int,
+    every: bool,
+    png: Path | None,
+    json: Path | None,
+) -> None:
+    """Look once at images as a run would see them, before it begins, and change nothing.
+
+    Told are: how a folder is read and what is left out, classes and their balance, formats, bits, ranges and missing
+    pixels, sizes, broken files, images that are there twice (in training and test, above all), mean and deviation, and
+    the size and the patches that a run would take.
+
+    \b
+    maskzoo data photos/ --png photos.png
+    maskzoo data hf:uoft-cs/cifar100 --set data.label_column=fine_label
+    maskzoo data shards:s3://bucket/folder --look 64
+    maskzoo data recipe.toml --all --json data.json
+    """
+    from maskzoo.flags import changed
+    from maskzoo.overview.whole import overview, recipe_of
+    from maskzoo.recipe import Recipe
+    from maskzoo.registry import Registry
+    from maskzoo.terminal import Console
+
+    registry = Registry()
+    recipe, data = recipe_of(source)
+    plain = changed(recipe, registry, settings=settings, note=_note, data=data, backbone=backbone)
+    overview(Recipe.from_plain(plain), registry, Console(), most=None if every else look, png=png, json=json)
+
+
 @main.command(short_help="Say what a step and a run cost in FLOPs.")
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @overrides

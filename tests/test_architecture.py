@@ -46,7 +46,7 @@ LEVELS = (
     {"build", "checkpoint", "grids", "origins", "windows", "resizing", "weightfile", "weights", "matrix", "trained"},
     {"official", "evaluation", "views", "pictures", "sheet", "loggers", "diagnosis", "folder", "flags", "provenance"},
     {"gallery", "doubts", "display", "measuring", "cost", "preview", "export"},
-    {"run", "evaluate", "show"},
+    {"run", "evaluate", "show", "overview"},
     {"compare"},
     {"cli", "__main__"},
 )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -254,6 +255,22 @@ def test_broken_and_missing_images_are_named_by_their_row(tmp_path: Path):
     with pytest.raises(DataError, match=r"row 2 .* has no image"):
         split[2]
     assert int(split[3].image[0, 0, 0]) == 3
+
+
+@pytest.mark.parametrize("shape", [(16, 15), (3, 16, 15), (16, 15, 3)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "uint16"])
+def test_arrays_are_read_as_those_in_files(tmp_path: Path, dtype: str, shape: tuple[int, ...]):
+    values = [np.linspace(0, 1, int(np.prod(shape))).reshape(shape) + number / 8 for number in range(4)]
+    arrays = [(one * 100).astype(dtype) for one in values]
+    kind = datasets.Array2D if len(shape) == 2 else datasets.Array3D
+    features = datasets.Features({"x": kind(shape=shape, dtype=dtype)})
+    held = datasets.Dataset.from_dict({"x": arrays}, features=features)
+    dataset = HuggingFace(path=saved(tmp_path / "d", train=held))
+    image = dataset.train[1].image
+    assert (dataset.channels, tuple(image.shape)) == (1 if len(shape) == 2 else 3, (dataset.channels, 16, 15))
+    first, last = (float(one.image.float().mean()) for one in (dataset.train[0], dataset.train[3]))
+    assert first < last
+    assert fingerprint(dataset) == fingerprint(HuggingFace(path=dataset.path))
 
 
 @pytest.mark.parametrize(

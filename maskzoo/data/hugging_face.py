@@ -35,6 +35,7 @@ NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a data set on the Hub
 TEST_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")  # in the order in which they are taken
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "tif", "tiff", "pixel_values", "pixels")
 LABEL_NAMES = ("label", "labels", "cls", "class")
+ARRAYS = ("Array2D", "Array3D")
 NO_LABEL = -1
 FINGERPRINTED = 32  # images whose bytes are among what a data set is known again by
 MOST_NAMED = 8  # columns, splits or classes in a message
@@ -65,6 +66,10 @@ class ImagesInTable:
         """The file of an image, or its content, and what to call it. Raises DataError where there is none."""
         row = int(self.rows[index])
         content, path = self._held(row)
+        if isinstance(content, np.ndarray):  # whose axes and kind of number the reader of such files knows
+            held = io.BytesIO()
+            np.save(held, content, allow_pickle=False)
+            content = held.getvalue()
         name = f"row {row} of {self.place}" + (f" ('{os.path.basename(path)}')" if path else "")
         if content is not None:
             return io.BytesIO(content), name
@@ -76,8 +81,12 @@ class ImagesInTable:
             check_still_there(self.folder)
         return path, name
 
-    def _held(self, row: int) -> tuple[bytes | None, str | None]:
-        """The bytes and the path that the column holds in a row."""
+    def size_at(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, upright, by its header."""
+        return self.reading.size(*self.stored(index))
+
+    def _held(self, row: int) -> tuple[Any, str | None]:
+        """The bytes, or the array, and the path that the column holds in a row."""
         try:
             held = self.table[row][self.column]
         except Exception as error:  # whatever Arrow raises for files that are gone or damaged
@@ -102,7 +111,7 @@ class ImagesInTable:
         count = min(FINGERPRINTED, len(self))
         for number in range(count):
             content, path = self._held(int(self.rows[number * len(self) // count]))
-            hashed.update(os.path.basename(path or "").encode() if content is None else content)
+            hashed.update(os.path.basename(path or "").encode() if content is None else bytes(content))
         return hashed.hexdigest()
 
 
@@ -151,8 +160,10 @@ class HuggingFace(ReadsImages):
         labels, place = None, f"the split '{name}' of '{self.path}'"
         if self.classes is not None:
             labels = labels_of(table, str(self.label_column), self.classes, place)
-        alone = table.select_columns([column]).with_format(None)
-        if type(table.features[column]).__name__ == "Image":
+        feature, alone = table.features[column], table.select_columns([column]).with_format(None)
+        if type(feature).__name__ in ARRAYS:
+            alone = alone.with_format("numpy", dtype=np.dtype(feature.dtype))  # else whole numbers become int64
+        if type(feature).__name__ == "Image":
             alone = alone.cast_column(column, library("datasets", "maskzoo[data]").Image(decode=False))
         return ImagesInTable(alone, str(column), np.arange(len(table)), labels, place, folder)
 
@@ -287,10 +298,10 @@ def kind_of(feature: Any) -> str:
 
 
 def holds_images(feature: Any) -> bool:
-    """Whether a column holds images, or the bytes of files that may be images."""
+    """Whether a column holds images, or arrays or the bytes of files that may be images."""
     if isinstance(feature, Mapping):  # as parquet has them without the library's own notes
         return set(feature) == {"bytes", "path"}
-    return type(feature).__name__ == "Image" or getattr(feature, "dtype", None) in ("binary", "large_binary")
+    return type(feature).__name__ in ("Image", *ARRAYS) or getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
 def image_column(features: Mapping[str, Any], asked: str | None) -> str:
