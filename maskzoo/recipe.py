@@ -186,6 +186,8 @@ class WeightsRecipe:
     part: str | None = attrs.field(default=None, validator=not_empty)
     # rows and columns of the file's table of positions; None: as the file tells
     grid: tuple[int, int] | None = attrs.field(default=None, validator=_two_sides)
+    # "adapt": weights for 3 channels become some for the data's, as timm makes them; None: they are refused
+    channels: Literal["adapt"] | None = None
 
 
 @attrs.frozen

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maskzoo.checkpoint import check_sums
-from maskzoo.errors import RecipeError
+from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.inert import clean_line, named_in
-from maskzoo.plain import quoted
+from maskzoo.plain import quoted, read_json
 
 DEEPEST = 8  # tables within each other that are looked into
 BEGINNING = 600  # bytes by which a format is told
@@ -108,8 +108,9 @@ def _foreign(path: Path) -> str:
     if not beginning:
         return "it is empty (0 bytes)"
     for format_of in (_by_beginning, _archive, _text):
-        if told := format_of(path, beginning):
-            return told
+        with suppress(OSError, tarfile.TarError, zipfile.BadZipFile):  # a damaged one, which torch will not read either
+            if told := format_of(path, beginning):
+                return told
     header = _header_of(beginning)
     if header and size < 8 + header:
         return f"it is a safetensors file that was cut off: {size:,} bytes, and its header alone has {header:,}"
@@ -183,9 +184,9 @@ def _text(path: Path, beginning: bytes) -> str:
 def _json(path: Path) -> str:
     """What a JSON file is: most often the index of weights that were saved in several pieces."""
     try:
-        pieces = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        pieces = sorted(set(read_json(path)["weight_map"].values()))
         listed = ", ".join(pieces[:3])
-    except Exception:  # whatever else it is
+    except (MaskZooError, KeyError, AttributeError, TypeError):  # whatever else it is
         return "it is a JSON file"
     line = "save_file({name: t for piece in PIECES for name, t in load_file(piece).items()}, 'whole.safetensors')"
     return f"it is the index of weights in {len(pieces)} pieces ({listed}, ...); join them: {line}"
@@ -196,6 +197,9 @@ def in_folder(path: Path) -> str:
     endings = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.index.json")
     files = sorted(file for ending in endings for file in path.glob(ending))
     told = f"the folder '{path}' is neither a run nor a checkpoint"
+    if any(path.glob("*.distcp")):
+        join = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
+        return f"{told}, but one of torch in pieces; `{join}` makes a file of it"
     index = [file for file in files if file.name.endswith(".index.json")]
     if index:
         return f"{told}; '{index[0].name}': {_json(index[0])}"

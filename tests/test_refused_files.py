@@ -96,6 +96,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "other zip": (lambda path: zipped(path, {"photo.jpg": b"x"}), "torch.save has not written (of photo.jpg)"),
     "photo": (written(b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(99)), "it begins with the bytes ff d8 ff e0"),
+    "damaged tar": (written(bytes(257) + b"ustar" + bytes(999)), "it begins with the bytes 00"),
     "zeros": (written(bytes(4096)), "it begins with the bytes 00 00"),
     "cut off": (written(saved()[:-60]), "it was cut off or is damaged"),
     "half": (written(saved()[: len(saved()) // 2]), "it was cut off or is damaged"),

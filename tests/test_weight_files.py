@@ -290,6 +290,15 @@ FORMS: dict[str, tuple[str, Callable[[State], Any], str | None, tuple[str, ...]]
     ),
     "BEiT, DeepSpeed": ("beit", lambda s: {"module": beit_published(s), "lr_scheduler": None}, None, ()),
     "DINOv2": ("dinov2", lambda s: {**s, "mask_token": torch.ones(1, 16)}, None, ("left out: mask_token",)),
+    "DINOv2, blocks in chunks": (
+        "dinov2",
+        lambda s: {
+            "teacher": below("backbone.", {re.sub(r"^blocks.(\d).", r"blocks.0.\1.", name): s[name] for name in s})
+            | projector("dino_head.mlp")
+        },
+        None,
+        ("dino_head (4 tensors)",),
+    ),
     "DINOv2 with registers": ("registers", dinov2_registers, None, ("left out: mask_token",)),
     "a head for every task": (
         "vit",
@@ -339,6 +348,22 @@ def test_a_table_that_beit_s_blocks_share_is_that_of_each(tmp_path: Path):
         assert torch.equal(backbone(images), expected(images))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 12])
+def test_weights_for_three_channels_are_refused_and_adapted_as_timm_does_where_that_is_asked_for(
+    channels: int, tmp_path: Path
+):
+    state = backbone_of("vit").model.state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    backbone = make(REGISTRY, "backbone", {**USE["vit"], "channels": channels}, "backbone")
+    with pytest.raises(RecipeError, match=rf"weights\.channels = 'adapt' makes weights for {channels} channels"):
+        load_weights(backbone, tmp_path / "w.pth")
+    (told,) = load_weights(backbone, WeightsRecipe(str(tmp_path / "w.pth"), channels="adapt"))
+    assert f"for {channels}: model.patch_embed.proj.weight" in told
+    kernel, given = backbone.model.patch_embed.proj.weight, state["patch_embed.proj.weight"]
+    expected = given.sum(1, keepdim=True) if channels == 1 else given.repeat(1, 4, 1, 1)[:, :channels] * 3 / channels
+    torch.testing.assert_close(kernel, expected)
+
+
 # ----------------------------------------------------------------------------------------------------- which of several
 def refusal(content: Any, tmp_path: Path, kind: str = "vit", part: str | None = None) -> str:
     torch.save(content, tmp_path / "weights.pth")
@@ -367,6 +392,11 @@ def test_a_file_of_another_network_is_told_with_what_it_holds_and_what_is_wanted
     assert "holds nothing that fits this backbone. It holds 'model' (" in told
     assert "first conv1.weight, bn1.weight, bn1.bias and" in told
     assert "The backbone wants 30 tensors, 0.01 M numbers: width 16, 3 channels, 8 x 8 pixels, 2 blocks" in told
+
+
+def test_names_of_transformers_are_told_as_such(tmp_path: Path):
+    state = {"vit.embeddings.patch_embeddings.projection.weight": torch.ones(4, 3, 8, 8), "vit.x.bias": torch.ones(2)}
+    assert refusal(state, tmp_path).endswith("timm's are wanted; timm has many of the same weights")
 
 
 def test_a_wider_network_is_told_by_its_width(tmp_path: Path):
@@ -412,6 +442,28 @@ def test_whole_numbers_are_no_weights(tmp_path: Path):
     state = backbone_of("vit").model.state_dict()
     state["norm.weight"] = torch.ones(16, dtype=torch.int8)
     assert "holds torch.int8 in model.norm.weight" in refusal(state, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [lambda t: t.to_sparse(), lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), lambda t: t.to("meta")],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_without_plain_numbers_are_refused(odd: Any, tmp_path: Path):
+    state = backbone_of("vit").model.state_dict()
+    state["norm.weight"] = odd(state["norm.weight"])
+    assert "without plain numbers (sparse, quantised or empty ones): model.norm.weight" in refusal(state, tmp_path)
+
+
+def test_counts_of_batches_that_are_not_there_change_nothing(tmp_path: Path):
+    expected = backbone_of("resnet")
+    state = {name: v for name, v in expected.model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "w.pth")
+    backbone = backbone_of("resnet", seed=1)
+    assert load_weights(backbone, tmp_path / "w.pth") == []
+    images = random_images(2, height=64, width=64)
+    with torch.no_grad():
+        assert torch.equal(backbone(images), expected(images))
 
 
 def test_positions_that_a_fixed_table_replaces_are_told(tmp_path: Path):

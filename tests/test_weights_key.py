@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 from click.testing import CliRunner
 
 from maskzoo import Recipe, RecipeError, Registry
 from maskzoo.cli import main
+from maskzoo.compare.readings import read
 from maskzoo.flags import changed
 from maskzoo.plain import parse_toml
 from maskzoo.recipe import WeightsRecipe, plain_of, write
@@ -64,6 +67,28 @@ def test_what_is_wrong_with_it_is_said_with_its_key(held: Any, message: str):
     with pytest.raises(RecipeError) as caught:
         Recipe.from_plain({"weights": held})
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.slow
+def test_an_evaluation_takes_a_part_and_a_comparison_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"embed_dim": 8, "depth": 1, "num_heads": 1}
+    model = timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, num_classes=0, **options)
+    state = model.state_dict()
+    torch.save({"student": state, "teacher": {name: value + 1 for name, value in state.items()}}, "both.pth")
+    words = (
+        "--backbone vit_tiny_patch16_224 --data digits --with knn --device cpu --workers 0 --out e --weights both.pth"
+    )
+    keys = ["--set", "backbone.patch_size=4", "--set", f"backbone.options={str(options).replace(':', '=')}"]
+    refused = CliRunner().invoke(main, ["evaluate", *words.split(), *keys])
+    assert refused.exit_code == 2
+    assert "--weights: 'both.pth' holds 'student'" in str(refused.exception or refused.output) + refused.output
+    for part in ("student", "teacher"):
+        done = CliRunner().invoke(main, ["evaluate", *words.split(), *keys, "--set", f"weights.part={part}"])
+        assert done.exit_code == 0, done.output
+        assert f"weights: taken from '{part}'" in done.output
+    named = [f"vit_tiny_patch16_224 (both {part})" for part in ("student", "teacher")]
+    assert [one.model for one in read(tmp_path / "e")] == named
 
 
 def test_show_lists_the_keys_of_the_table():
