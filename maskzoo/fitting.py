@@ -75,18 +75,21 @@ class Fit:
     remarks: Sequence[str] = ()
     problem: str = ""
     near: float = 0.0  # share of the backbone's tensors that it has
+    open: bool = False  # whether it is the backbone's, but for sizes that nothing tells
 
 
 def chosen(backbone: Any, source: Source, asked: WeightsRecipe, key: str) -> Fit:
     """The part that fits the backbone; RecipeError where there is none, or more than one and none was asked for."""
     wanted = asked.part or ("objective.backbone" if source.ours else None)
     fits = [_fit(backbone, part, source, asked, key) for part in _parts(backbone, source.tables, wanted)]
-    good = _without_outer([fit for fit in fits if not fit.problem])
+    good = _without_outer([fit for fit in fits if not fit.problem or fit.open])
     if len(good) > 1:
         plain = [fit for fit in good if not EMA.search(fit.part.place)]
         good = plain if len(plain) == 1 and not asked.part else good
-    if len(good) == 1:
+    if len(good) == 1 and not good[0].problem:
         return good[0]
+    if len(good) == 1:
+        raise RecipeError(f"{key}: {good[0].problem}")
     if good:
         listed = ", ".join(fit.part.told for fit in good)
         key_of = f"weights.part = {good[0].part.name!r}"
@@ -153,7 +156,8 @@ def _fit(backbone: Any, part: Part, source: Source, asked: WeightsRecipe, key: s
             words = f"it lacks {some(lacking)}"
         elif not isinstance(problem, MaskZooError):
             words = f"it cannot be resized: {type(problem).__name__}: {problem}"
-        return Fit(part, problem=words, near=near)
+        unsized = isinstance(problem, RecipeError) and not lacking and _same_shapes(given, inner)
+        return Fit(part, problem=words, near=near, open=unsized)
     near = len(given.keys() & inner.keys()) / len(inner)
     extra = [name for name in given if name not in own and not behind(backbone, name)]
     missing = [name for name in inner if name not in given and not COMPUTED.match(name)]
@@ -168,6 +172,11 @@ def _fit(backbone: Any, part: Part, source: Source, asked: WeightsRecipe, key: s
         told = [f"{what} {some(names)}" for what, names in (("lacks", missing), ("holds besides", extra)) if names]
         return Fit(part, problem=f"it {' and '.join(told)}", near=near)
     return Fit(part, found, remarks, f"it holds {some(wrong)}" if wrong else "", near)
+
+
+def _same_shapes(given: Mapping[str, Tensor], inner: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors that do not depend on the size of images, which the norms are, have the backbone's shapes."""
+    return all(given[name].shape == inner[name].shape for name in inner if name in given and inner[name].ndim == 1)
 
 
 def _by_own_names(own: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:

@@ -92,9 +92,8 @@ def _told(backbone: Any, fit: Fit, source: Source) -> list[str]:
     """What was taken, where that is not plain, and each tensor that was left out, converted or is not there."""
     part, own, inner = fit.part, backbone.state_dict(), inner_of(backbone)
     unused = {name: value for name, value in part.tensors.items() if not _used(name, fit)}
-    fixed = {name for name in unused if f"model.{name}" in own and f"model.{name}" not in inner}
-    equal = {name for name in fixed if _equal(unused[name], own[f"model.{name}"])}
-    left = [name for name in unused if name in fixed - equal or name.startswith("decoder") or behind(backbone, name)]
+    fixed = {name for name in unused if f"model.{name}" in own and f"model.{name}" not in inner} - {"pos_embed"}
+    left = [name for name in unused if name in fixed or name.startswith("decoder") or behind(backbone, name)]
     others = [
         f"'{place}' ({len(tensors)} tensors)"
         for place, tensors in source.tables.items()
@@ -120,10 +119,6 @@ def _told(backbone: Any, fit: Fit, source: Source) -> list[str]:
 def _used(name: str, fit: Fit) -> bool:
     norm = f"model.{name}".replace("model.fc_norm.", "model.norm.")
     return name in fit.state or f"model.{name}" in fit.state or fit.state.get(norm) is fit.part.tensors[name]
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(torch.allclose(one.float(), other.float(), atol=1e-3))
 
 
 def _grouped(names: Sequence[str]) -> list[str]:

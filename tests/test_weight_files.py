@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskzoo import RecipeError, Registry, checkpoint
+from maskzoo.backbones.vit import sin_cos
 from maskzoo.recipe import WeightsRecipe, make
 from maskzoo.train import train
 from maskzoo.weights import load_weights
@@ -59,6 +61,9 @@ def backbone_of(kind: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        table = getattr(made.model, "pos_embed", None)
+        if table is not None:  # trained positions tell of which grid they are
+            table[:, table.shape[1] - math.prod(made.grid) :] += sin_cos(made.grid, table.shape[2])
     return made.eval()
 
 
@@ -466,13 +471,12 @@ def test_counts_of_batches_that_are_not_there_change_nothing(tmp_path: Path):
         assert torch.equal(backbone(images), expected(images))
 
 
-def test_positions_that_a_fixed_table_replaces_are_told(tmp_path: Path):
+def test_which_of_several_parts_is_asked_before_which_grid(tmp_path: Path):
     state = backbone_of("vit").model.state_dict()
-    torch.save(state, tmp_path / "w.pth")
-    fixed = make(REGISTRY, "backbone", {**USE["vit"], "position": "sin-cos"}, "backbone")
-    assert load_weights(fixed, tmp_path / "w.pth") == ["weights: left out: pos_embed"]
-    torch.save({**state, "pos_embed": fixed.model.pos_embed.detach().clone()}, tmp_path / "w.pth")
-    assert load_weights(fixed, tmp_path / "w.pth") == []  # it is the same table
+    state["pos_embed"] = torch.randn(state["pos_embed"].shape, generator=torch.Generator().manual_seed(0))
+    assert "say which, e.g. weights.part = 'encoder'" in refusal({"encoder": state, "target_encoder": state}, tmp_path)
+    told = refusal({"encoder": state, "target_encoder": state}, tmp_path, part="target_encoder")
+    assert "4 x 4, 2 x 8 or 8 x 2" in told
 
 
 def test_a_run_gives_its_teacher_where_that_is_asked_for(tmp_path: Path):
