@@ -26,6 +26,7 @@ from maskzoo.backbones.sizes import any_size
 from maskzoo.blame import blaming, distribution_of, plugin_error, refuses, titled
 from maskzoo.bounds import MOST_STEPS
 from maskzoo.checks import kind_of
+from maskzoo.data.labels import unlabelled, why_unlabelled
 from maskzoo.defaults import settled
 from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, PluginError, RecipeError
@@ -102,6 +103,7 @@ def build(
         classes = {} if dataset.classes is None else {"classes": len(dataset.classes)}
         objective: Any = make(registry, "objective", recipe.objective, "recipe.objective", **classes)
         _refuse_other_classes(objective, dataset)
+        refuse_unlabelled("recipe.objective", f"objective '{objective.name}'", objective.needs, dataset)
         set_up_module("recipe.objective", objective, backbone)
         torch.manual_seed(stream_seed(train.seed, "strategy"))  # so that every masker starts with the same model
         strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
@@ -221,6 +223,10 @@ def _try(
     whole = max(PROBED, images)
     for count in dict.fromkeys((PROBED, whole)):
         batch = trial(size, count).to(engine.device)
+        if batch.labels is None and "labels" in strategy.needs | objective.needs:
+            raise RecipeError(
+                "recipe.data: what is trained learns from labels, and some training images have none (-1)"
+            )
         context = MaskingContext(
             images=batch.images,
             labels=batch.labels,
@@ -431,11 +437,25 @@ def check_needs(strategy: MaskingStrategy, objective: Objective, dataset: Datase
         ("recipe.masking.strategy", f"strategy '{strategy.name}'", strategy.needs),
         ("recipe.objective", f"objective '{objective.name}'", objective.needs),
     ):
+        refuse_unlabelled(path, who, needs, dataset)
         missing = unmet(needs, backbone.provides, objective.provides, labels)
         if missing:
             culprit = {"labels": f"data '{dataset.name}'", "patch_loss": f"objective '{objective.name}'"}
             provider = culprit.get(missing[0], f"backbone '{getattr(backbone, 'timm', backbone.name)}'")
             raise RecipeError(f"{path}: {who} needs {missing[0]}, which {provider} does not provide")
+
+
+def refuse_unlabelled(path: str, who: str, needs: frozenset[str], dataset: Dataset) -> None:
+    """Refuse what needs labels where the training images have none, or one class, or some images none."""
+    if "labels" not in needs or dataset.classes is None:  # as a lack that is declared, it is told with the others
+        return
+    if reason := why_unlabelled(dataset):
+        raise RecipeError(f"{path}: {who} needs labels, and {reason}")
+    if lacking := unlabelled(dataset):
+        raise RecipeError(
+            f"{path}: {who} needs labels, and {lacking} of {len(dataset.train)} training images have none; leave those "
+            "images out"
+        )
 
 
 def check_ratio(

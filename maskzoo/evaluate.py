@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from maskzoo.build import described, make_backbone
+from maskzoo.data.labels import why_unmeasurable
 from maskzoo.data.pixels import STATISTICS
 from maskzoo.data.remarks import remarks_of
 from maskzoo.engine import choose_device
@@ -215,7 +216,8 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
 
     Raises MaskZooError in the end where not a single figure could be had.
     """
-    for remark in remarks_of(subject.dataset, subject.backbone):
+    told = remarks_of(subject.dataset, subject.backbone)
+    for remark in told:
         console.print(remark, highlight=False, markup=False)
     device = choose_device(wishes.device)
     for module in (subject.backbone, subject.objective):
@@ -251,6 +253,10 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
                 before = "; what was measured before is kept" if found else ""
                 stopped = StoppedError(f"while {evaluator.name} was measured{before}")
                 break
+            for sentence in encoder.unlabelled():
+                if sentence not in told:
+                    console.print(sentence, style="yellow", highlight=False, markup=False)
+                    told.append(sentence)
             if broken := encoder.broken():
                 sentence = f"{len(broken)} images cannot be read and are left out, e.g. {broken[0]}"
                 console.print(f"{evaluator.name}: {sentence}", style="yellow", highlight=False, markup=False)
@@ -307,8 +313,8 @@ def _lacking(evaluator: Any, subject: Subject) -> str:
     dataset, objective = subject.dataset, subject.objective
     if len(dataset.test) == 0:
         return f"data '{dataset.name}' have no test images"
-    if "labels" in needs and dataset.classes is None:
-        return f"it needs labels, and data '{dataset.name}' have none"
+    if "labels" in needs and (reason := why_unmeasurable(dataset)):
+        return f"it needs labels, and {reason}"
     if "patch_loss" in needs and (objective is None or "patch_loss" not in objective.provides):
         who = "a backbone alone" if objective is None else f"the objective '{objective.name}'"
         return f"it needs something that rebuilds patches, and {who} rebuilds none"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maskzoo import processes
 from maskzoo.data.augment import together
+from maskzoo.data.labels import label_of
 from maskzoo.data.prepare import prepare_sample
 from maskzoo.errors import DataError, MaskZooError
 from maskzoo.evaluation.features import evaluating, some_of
@@ -43,14 +44,16 @@ def whole_images(dataset: Dataset, size: tuple[int, int], count: int) -> Batch:
             continue  # the gallery can do with one image less
     if not samples:
         raise DataError(f"none of the images of '{dataset.name}' that were looked at can be read")
+    known = None if dataset.classes is None else len(dataset.classes)
     names = {place: f"training image {place}" for place in samples}
     prepared = [prepare_sample(s, size, dataset.mean, dataset.std, names[place]) for place, s in samples.items()]
     images = [image for image, _ in prepared]
     extras = together([side for _, side in prepared], images)
-    labels = [sample.label for sample in samples.values() if sample.label is not None]
+    told = [label_of(sample.label, known, names[place]) for place, sample in samples.items()]
+    labels = [label for label in told if label is not None]
     return Batch(
         torch.stack(images),
-        torch.tensor(labels) if dataset.classes is not None else None,
+        torch.tensor(labels) if known is not None and len(labels) == len(told) else None,
         torch.tensor(list(samples)),
         {name: torch.stack(values) for name, values in extras.items()},
     )

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from maskzoo import processes
 from maskzoo.build import described
+from maskzoo.data.labels import NoLabelsError
 from maskzoo.errors import StoppedError
 from maskzoo.evaluation.features import WholeImages
 from maskzoo.evaluation.measure import measured
-from maskzoo.evaluation.options import named, words_of
+from maskzoo.evaluation.options import lacking_labels, named, words_of
 from maskzoo.folder import RunFolder
 from maskzoo.measured import Measured, alike, entries, names_of
 from maskzoo.metrics import Metric, printed
@@ -50,6 +51,8 @@ class Measuring:
         with self.encoder.remembering(), console.status(f"{names} {when} training"):
             for evaluator, asked in zip(self.evaluators, self.asked, strict=True):
                 new = self._found(evaluator, asked, when, step)
+                for sentence in self.encoder.unlabelled():
+                    self.say(sentence)
                 unread = self.encoder.broken()
                 broken |= dict.fromkeys(unread)
                 found += [attrs.evolve(one, left_out=len(unread)) for one in new]
@@ -72,11 +75,15 @@ class Measuring:
     def _found(self, evaluator: Any, asked: Mapping[str, Any], when: Moment, step: int) -> list[Measured]:
         """What one evaluator has found, or an entry that says why it could not measure."""
         about = {"when": when, "step": step, "data": described(self.dataset)}
+        if lacking := lacking_labels(evaluator, self.dataset):
+            return [Measured(asked, (), problem=lacking, **about)]
         try:
             with self.encoder.reading():
                 return measured(evaluator, self.encoder, self.dataset, asked, **about)
         except StoppedError:
             raise
+        except NoLabelsError as problem:  # found while reading, so that all processes find it
+            return [Measured(asked, (), problem=str(problem), **about)]
         except Exception as problem:  # of a plugin, a device without memory, a dead worker
             if when == "before" or processes.world() > 1:
                 raise

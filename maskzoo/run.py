@@ -314,6 +314,7 @@ def _batches(session: Session, dataset: Dataset, recipe: Recipe, workers: int) -
         rank=processes.rank(),
         world=processes.world(),
         accumulate=session.accumulate,
+        labels_needed="labels" in session.strategy.needs | session.objective.needs,
     )
 
 

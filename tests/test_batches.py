@@ -22,6 +22,7 @@ from torchvision.tv_tensors import Mask
 
 from maskzoo.data.batches import batches, steps_in_epoch
 from maskzoo.data.folder import Folder
+from maskzoo.data.labels import NoLabelsError
 from maskzoo.data.prepare import prepare
 from maskzoo.data.workers import loader_trouble
 from maskzoo.errors import ContractError, DataError
@@ -60,7 +61,7 @@ class Album:
     name: str = "album"
     channels: int = 3
     size: tuple[int, int] = (16, 16)
-    classes: Sequence[str] | None = ("a", "b", "c")
+    classes: Sequence[str] | None = tuple(map(str, range(100)))
     flip: bool = True
     mean: Sequence[float] = (0.5, 0.4, 0.3)
     std: Sequence[float] = (0.2, 0.3, 0.4)
@@ -535,10 +536,13 @@ def test_a_split_that_breaks_the_contract_is_told_what_it_is(workers: int) -> No
     unlabelled = Album(Photos(noise(4), labelled=False))
     small = Album(Photos(noise(4), extras=[{"parts": torch.zeros(8, 8)}] * 4))
     uneven = Album(Photos(noise(4), extras=[{"parts": torch.zeros(16, 16)}] * 3 + [{}]))
-    expected = {"uint8": [grey, floats], "label": [unlabelled], "'parts'": [small], "others lack": [uneven]}
+    expected = {"uint8": [grey, floats], "'parts'": [small], "others lack": [uneven]}
     for match, dataset in itertools.chain.from_iterable(
         ((match, dataset) for dataset in datasets) for match, datasets in expected.items()
     ):
         with pytest.raises(ContractError, match=match) as caught:
             some(dataset, steps=1, workers=workers)
         assert "Traceback" not in str(caught.value)
+    with pytest.raises(NoLabelsError, match="4 of 4 training images of a batch have no label"):
+        some(unlabelled, steps=1, workers=workers, labels_needed=True)
+    assert some(unlabelled, steps=1, workers=workers)[0].labels is None

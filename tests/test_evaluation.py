@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from maskzoo.data.digits import Digits, ImagesInMemory
 from maskzoo.data.folder import SourceGoneError
+from maskzoo.data.labels import NoLabelsError
 from maskzoo.data.prepare import prepare
 from maskzoo.errors import ContractError, DataError, StoppedError
 from maskzoo.evaluation import maskzoo_evaluators
@@ -65,7 +66,7 @@ class Points:
 
     train: Any
     test: Any
-    classes: Sequence[str] | None = ("a", "b", "c")
+    classes: Sequence[str] | None = tuple(map(str, range(100)))
     name: str = "points"
     channels: int = 1
     size: tuple[int, int] = (8, 8)
@@ -328,7 +329,8 @@ def test_without_labels_or_test_images_knn_has_nothing_to_say() -> None:
     encoder = Pixels(16)
     assert list(KNearestNeighbours()(encoder, attrs.evolve(dataset, classes=None))) == []
     assert list(KNearestNeighbours()(encoder, attrs.evolve(dataset, test=Album(images(0, 4))))) == []
-    assert list(KNearestNeighbours()(encoder, attrs.evolve(dataset, train=Album(images(5, 4), labelled=False)))) == []
+    with pytest.raises(NoLabelsError, match="the training images have no labels"):
+        list(KNearestNeighbours()(encoder, attrs.evolve(dataset, train=Album(images(5, 4), labelled=False))))
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])

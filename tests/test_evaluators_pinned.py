@@ -17,6 +17,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from maskzoo.data.digits import ImagesInMemory
+from maskzoo.data.labels import Part
 from maskzoo.engine import choose_precision
 from maskzoo.errors import ContractError, StoppedError
 from maskzoo.evaluation.attentive import AttentiveProbe
@@ -206,6 +207,7 @@ def test_fine_tuning_at_a_rate_at_which_nothing_stays_finite_has_no_figure() -> 
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_one_image_cannot_be_mixed(mixing: str) -> None:
     dataset = small(train=1, test=3)
+    dataset = attrs.evolve(dataset, train=Part(dataset.train, [0]))  # whose label is not known beforehand
     with pytest.raises(ContractError, match="mix images in pairs, and there is one training image"):
         list(tune(**{mixing: 0.5})(encoder_of(dataset), dataset))
 
@@ -310,7 +312,8 @@ def test_a_sane_rate_is_chosen_before_an_absurd_one_and_not_spoilt_by_it(rates: 
 
 def test_a_rate_that_left_nothing_finite_is_not_chosen_where_not_a_number_is_taken_for_the_right_class() -> None:
     dataset = small(train=50, test=9)
-    alike = attrs.evolve(dataset, train=ImagesInMemory(dataset.train.images, torch.zeros(50, dtype=torch.int64)))
+    labels = (torch.arange(50) == 49).long()  # nearly all of one class
+    alike = attrs.evolve(dataset, train=ImagesInMemory(dataset.train.images, labels))
     assert values(LinearProbe(rates=(ABSURD, 0.1), epochs=5, batch_size=10)(Given(), alike))["rate"] == 0.1
 
 

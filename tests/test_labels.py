@@ -76,8 +76,8 @@ def test_true_and_false_are_labels_of_two_classes() -> None:
         ([0, 1, 2], [0, 1, 2], 3, ""),
         ([0, 0, 0], [0, 0, 0], 1, r"one class \('kind 0'\), which is no label"),
         ([2, 2, NO_LABEL], [2, 1, 0], 3, r"all training images .* one class \('kind 2'\)"),
-        ([-1, -1], [0, 1], 3, r"the training images of data 'made-up' have no labels \(-1\)"),
-        ([0, 1], [-1, -2], 3, r"the test images of data 'made-up' have no labels \(-1\)"),
+        ([-1, -1], [0, 1], 3, r"the training images have no labels \(-1\)"),
+        ([0, 1], [-1, -2], 3, r"the test images have no labels \(-1\)"),
     ],
 )
 def test_one_class_and_minus_one_are_no_labels(labels: list[int], tested: list[int], count: int, reason: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from maskzoo.data.labels import NoLabelsError, label_of
 from maskzoo.data.prepare import Place, check, cut_extra, cut_image, levels, normalised
 from maskzoo.errors import ContractError, MaskZooError
 from maskzoo.protocols import Batch, Sample
@@ -118,17 +119,19 @@ class Augment:
     crops: Crops
     flip: float  # how likely an image is mirrored
     channels: int
-    labelled: bool
+    classes: int | None  # None: no labels
+    labels_needed: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def pick(self, sample: Sample, epoch: int, index: int, found: int, broken: Mapping[int, str]) -> Picked:
         """The image that was `found` where that at `index` was asked for; ContractError if it is not as promised."""
         check(sample, self.channels, f"training image {found}")
-        if self.labelled and sample.label is None:
-            raise ContractError(f"training image {found} has no label, but the data set has classes")
         image, extras = self._augmented(sample, epoch, index)
-        return Picked(image, found, sample.label if self.labelled else None, extras, broken)
+        label = None
+        if self.classes is not None:
+            label = label_of(sample.label, self.classes, f"training image {found}")
+        return Picked(image, found, label, extras, broken)
 
     def _augmented(self, sample: Sample, epoch: int, index: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The sample's image and extras under one random crop and flip, drawn for the place that was asked for."""
@@ -151,6 +154,10 @@ class Augment:
         if failure is not None:
             return Packed(None, broken, failure)
         labels = [one.label for one in picked if one.label is not None]
+        if len(labels) < len(picked):
+            if self.labels_needed:
+                return Packed(None, broken, _unlabelled(picked))
+            labels = []
         images = [one.image for one in picked]
         if any(image.dtype != torch.uint8 for image in images):
             images = [levels(image) for image in images]
@@ -165,6 +172,14 @@ class Augment:
             extras={name: torch.stack(values) for name, values in extras.items()},
         )
         return Packed(batch, broken)
+
+
+def _unlabelled(picked: Sequence[Picked]) -> NoLabelsError:
+    lacking = [one.index for one in picked if one.label is None]
+    return NoLabelsError(
+        f"{len(lacking)} of {len(picked)} training images of a batch have no label, e.g. image {lacking[0]}, and what "
+        "is trained learns from labels; leave such images out"
+    )
 
 
 def together(extras: Sequence[Mapping[str, Tensor]], images: Sequence[Tensor]) -> dict[str, list[Tensor]]:

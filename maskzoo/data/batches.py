@@ -55,6 +55,7 @@ def batches(
     world: int = 1,
     accumulate: int = 1,
     statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    labels_needed: bool = False,
 ) -> Generator[Batch, None, None]:
     """This process's part of steps `start` to `steps` - 1: random crops (area in `scale`), mirrored or not, normalised.
 
@@ -64,7 +65,8 @@ def batches(
     `flip` overrules the data set's, and `statistics` its mean and deviation. An image that cannot be read is
     replaced by the next one and reported once, in `Batch.broken`, by the process that met it. Raises DataError when
     those that this process met exceed the share `max_broken` of the training images, and when a worker dies;
-    ContractError where the shares would not be equal.
+    ContractError where the shares would not be equal. A batch of which an image has no label has none;
+    where `labels_needed`, that raises NoLabelsError.
     """
     if world < 1 or accumulate < 1 or not 0 <= rank < world or batch_size % (world * accumulate):
         raise ContractError(
@@ -77,7 +79,8 @@ def batches(
         crops=Crops.of(size, scale),
         flip=0.5 if (dataset.flip if flip is None else flip) else 0.0,
         channels=dataset.channels,
-        labelled=dataset.classes is not None,
+        classes=None if dataset.classes is None else len(dataset.classes),
+        labels_needed=labels_needed,
         mean=tuple(dataset.mean if statistics is None else statistics[0]),
         std=tuple(dataset.std if statistics is None else statistics[1]),
     )
@@ -193,6 +196,7 @@ def _joined(pieces: Generator[Packed, None, None], count: int, *, pinned: bool) 
             yield Packed(None, {}, failure)
             return
         labels = [batch.labels for batch in found if batch.labels is not None]
+        labels = labels if len(labels) == len(found) else []
         joined = Batch(
             images=torch.cat([batch.images for batch in found]),
             labels=torch.cat(labels) if labels else None,

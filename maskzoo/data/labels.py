@@ -15,7 +15,7 @@ import torch
 
 from maskzoo.errors import ContractError, DataError
 from maskzoo.plain import printable, quoted
-from maskzoo.protocols import Dataset, Split, Stream
+from maskzoo.protocols import Dataset, Sample, Split, Stream
 
 NO_LABEL = -1  # where labels are numbers; so are all below it
 NAMED = 5  # classes that a message lists
@@ -125,11 +125,11 @@ def why_unlabelled(dataset: Dataset) -> str:
     if counts is None or counts.shown > 1 or not counts.images:
         return ""
     if not counts.shown:
-        return f"the training images of data '{dataset.name}' have no labels (-1)"
+        return "the training images have no labels (-1)"
     only = max(range(len(counts.by_class)), key=counts.by_class.__getitem__)
     return (
-        f"all training images of data '{dataset.name}' that have a label are of one class "
-        f"('{printable(dataset.classes[only])}'), which is no label"
+        f"all training images that have a label are of one class ('{printable(dataset.classes[only])}'), which is no "
+        "label"
     )
 
 
@@ -140,14 +140,41 @@ def why_unmeasurable(dataset: Dataset) -> str:
         return reason
     counts = counts_of(dataset.test, len(dataset.classes))
     if counts is not None and counts.images and not counts.shown:
-        return f"the test images of data '{dataset.name}' have no labels (-1)"
+        return "the test images have no labels (-1)"
     return ""
 
 
-def without_label(count: int, images: int, split: str) -> str:
-    """A sentence on images of a split that have no label."""
-    kind = f"{SPLITS.get(split, split)} images"
-    return f"{count} of {images} {kind} have no label; what learns from labels or measures by them leaves them out"
+def without_label(count: int, images: int, kind: str) -> str:
+    """A message on the "training" or "test" images that have no label."""
+    return f"{count} of {images} {kind} images have no label; what is measured by labels leaves them out"
+
+
+# ------------------------------------------------------------------------------------------------ labelled images alone
+@attrs.frozen(eq=False)
+class Part:
+    """The images at some positions of a split."""
+
+    split: Split
+    positions: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.split[self.positions[index]]
+
+
+class LabelledAlone:
+    """A data set of which only those training images are left that are known to have a label."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset, self.train = dataset, dataset.train
+        if unlabelled(dataset) and not isinstance(dataset.train, Stream):
+            labels: Any = torch.as_tensor(dataset.train.labels)  # type: ignore[attr-defined]  # they were counted
+            self.train = Part(dataset.train, (labels >= 0).nonzero()[:, 0].tolist())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataset, name)
 
 
 def label_remarks(dataset: Dataset) -> list[str]:
@@ -162,7 +189,7 @@ def label_remarks(dataset: Dataset) -> list[str]:
         if counts is None or not counts.images:
             continue
         if counts.unlabelled:
-            told.append(without_label(counts.unlabelled, counts.images, split))
+            told.append(without_label(counts.unlabelled, counts.images, SPLITS[split]))
         if counts.shown < len(dataset.classes):
             lacking = [dataset.classes[number] for number, count in enumerate(counts.by_class) if not count]
             told.append(

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from maskzoo.data.augment import together
 from maskzoo.data.folder import SourceGoneError
+from maskzoo.data.labels import label_of
 from maskzoo.data.prepare import prepare_sample
 from maskzoo.data.workers import as_it_is, loaded
-from maskzoo.errors import ContractError, DataError, MaskZooError
+from maskzoo.errors import DataError, MaskZooError
 from maskzoo.protocols import Sample, Split, Stream
 
 MOST_WORKERS = 8  # unless more are asked for
@@ -39,16 +40,18 @@ def whole_batches(
     batch_size: int,
     workers: int = 0,
     max_broken: float = 1.0,
+    classes: int | None = None,
 ) -> Generator[Whole, None, None]:
     """The images at the `chosen` positions in their order, prepared, with their labels.
 
+    A label that is none of `classes` raises ContractError.
     Images that cannot be read are left out, and come as {position: sentence}; of a batch without any other there are
     no images (None). DataError if they are more than a share of `max_broken`, or all, if their source is gone, or if a
     worker dies. A stream is read in this process: each of several workers would have to read all of it.
     """
     places = [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
     workers = 0 if isinstance(split, Stream) else min(workers, len(places))
-    source = _Whole(split, size, tuple(mean), tuple(std), shared=workers > 0)
+    source = _Whole(split, size, tuple(mean), tuple(std), classes, shared=workers > 0)
     loader = torch.utils.data.DataLoader(
         source,
         sampler=places,
@@ -90,6 +93,7 @@ class _Whole(torch.utils.data.Dataset[Whole]):
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    classes: int | None  # None: not known
     shared: bool  # hand batches over in shared memory
 
     def __getitem__(self, places: Sequence[int]) -> Whole:
@@ -103,14 +107,17 @@ class _Whole(torch.utils.data.Dataset[Whole]):
                 valid = {name: values for name, values in sample.extras.items() if name == "valid"}
                 seen = Sample(sample.image, sample.label, valid)
                 image, extra = prepare_sample(seen, self.size, self.mean, self.std, f"image {place}")
-            except (SourceGoneError, ContractError) as error:
+                label = label_of(sample.label, self.classes, f"image {place}")
+            except SourceGoneError as error:
                 return Whole(None, [], {}, failure=error)
             except DataError as error:
                 broken[place] = str(error)
                 continue
+            except MaskZooError as error:
+                return Whole(None, [], {}, failure=error)
             images.append(image)
             extras.append(extra)
-            labels.append(sample.label)
+            labels.append(label)
         if not images:
             return Whole(None, [], broken)
         stacked = torch.stack(images)

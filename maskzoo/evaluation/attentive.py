@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, MOST_WIDTH, between
+from maskzoo.data.labels import NoLabelsError, why_unmeasurable
 from maskzoo.errors import ContractError
 from maskzoo.evaluation.features import evaluating, some_of
-from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of, cosine
+from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of, cosine, refuse_one_class
 from maskzoo.metrics import Metric, accuracy
 from maskzoo.protocols import Dataset, Encoder, Need, Split, Stream, define
 from maskzoo.seeds import stream, stream_seed
@@ -51,6 +52,8 @@ class AttentiveProbe:
         """Yield "top1", the share of test images told right; nothing without labels or test images."""
         if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
             return
+        if reason := why_unmeasurable(dataset):
+            raise NoLabelsError(reason)
         if encoder.dim % self.heads:
             raise ContractError(f"attentive: {self.heads} heads cannot share a width of {encoder.dim}")
         device = encoder.device
@@ -59,8 +62,11 @@ class AttentiveProbe:
             torch.manual_seed(stream_seed(self.seed, "attentive"))  # initial weights
             pool = AttentionPoolLatent(encoder.dim, num_heads=self.heads, norm_layer=nn.LayerNorm)
             probe = nn.Sequential(pool, nn.Linear(encoder.dim, classes_of(dataset))).to(device)
-            if not self._train(probe, Tokens(encoder, dataset.train, at_most(self.images))):
-                return
+            source = Tokens(encoder, dataset.train, at_most(self.images))
+            self._train(probe, source)
+        if not source.seen:
+            raise NoLabelsError("the training images have no labels (-1)")
+        refuse_one_class(source.seen, dataset)
         right, images = 0, 0
         tested = labelled(encoder, dataset.test, some_of(dataset.test, at_most(self.images)))
         with evaluating(probe), torch.no_grad(), closing(tested):
@@ -70,11 +76,12 @@ class AttentiveProbe:
                     raise ContractError("attentive: the probe's scores are not finite; lower its lr")
                 right += int((scores.argmax(dim=1).cpu() == told).sum())
                 images += len(told)
-        if images:
-            yield accuracy(self.name, right / images)
+        if not images:
+            raise NoLabelsError("the test images have no labels (-1)")
+        yield accuracy(self.name, right / images)
 
-    def _train(self, probe: nn.Module, source: Tokens) -> bool:
-        """Train the probe; False where no image has a label."""
+    def _train(self, probe: nn.Module, source: Tokens) -> None:
+        """Train the probe."""
         device = source.encoder.device
         optimizer = torch.optim.AdamW(probe.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         for epoch in range(self.epochs):
@@ -90,7 +97,6 @@ class AttentiveProbe:
                     optimizer.step()
         if not all(weight.isfinite().all() for weight in probe.parameters()):
             raise ContractError("attentive: the probe's weights did not stay finite; lower its lr")
-        return source.any
 
 
 class Tokens:
@@ -99,7 +105,7 @@ class Tokens:
     def __init__(self, encoder: Encoder, split: Split, images: int | None) -> None:
         self.encoder, self.split = encoder, split
         self.chosen = some_of(split, images)
-        self.any = False  # whether an image with a label has been seen
+        self.seen: set[int] = set()  # labels
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Generator[tuple[Tensor, Tensor, float], None, None]:
@@ -112,8 +118,8 @@ class Tokens:
             if not pairs:
                 return
             self._kept = torch.cat([tokens for tokens, _ in pairs]), torch.cat([labels for _, labels in pairs])
-        self.any = True
         tokens, labels = self._kept
+        self.seen |= set(labels.tolist())
         order = torch.randperm(len(labels), generator=generator)
         for number, some in enumerate(torch.split(order, batch_size)):
             yield tokens[some], labels[some], number * batch_size / len(labels)
@@ -129,7 +135,7 @@ class Tokens:
         waiting: list[tuple[Tensor, Tensor]] = []
         with closing(labelled(self.encoder, self.split, chosen)) as pairs:
             for pair in pairs:
-                self.any = True
+                self.seen |= set(pair[1].tolist())
                 waiting.append(pair)
                 tokens, labels = (torch.cat(parts) for parts in zip(*waiting, strict=True))
                 whole = len(labels) - len(labels) % batch_size  # what is left over waits for the encoder's next batch

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from maskzoo import processes
+from maskzoo.data.labels import NoLabelsError, without_label
 from maskzoo.data.whole import Whole, usual_workers, whole_batches
 from maskzoo.errors import ContractError, StoppedError
 from maskzoo.guard import Guard
@@ -64,6 +65,9 @@ class WholeImages:
         self.classes = classes
         self.statistics: Statistics = (tuple(dataset.mean), tuple(dataset.std)) if statistics is None else statistics
         self.max_broken = max_broken
+        self.class_count = None if dataset.classes is None else len(dataset.classes)
+        self._names = {id(dataset.test): "test", id(dataset.train): "training"}
+        self._unlabelled: dict[str, None] = {}  # a sentence for each split of which images have no label
         self._broken: dict[str, None] = {}  # a sentence for each image that cannot be read, in their order
         self._kept: dict[tuple[int, int | None], tuple[Split, Tensor, Tensor | None, list[str], Guard]] | None = None
 
@@ -99,6 +103,11 @@ class WholeImages:
         """Tell of images that an evaluator could not read with a loader of its own."""
         self._broken |= dict.fromkeys(sentences)
 
+    def unlabelled(self) -> list[str]:
+        """A sentence for each split that was read since this was last asked and of which images have no label."""
+        told, self._unlabelled = list(self._unlabelled), {}
+        return told
+
     @contextmanager
     def remembering(self) -> Iterator[None]:
         """Keep features in memory inside, for the next evaluator that asks; the backbone must not learn meanwhile."""
@@ -111,7 +120,8 @@ class WholeImages:
     def features(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Features [M, D] and labels [M] of a split, or of `images` of it, evenly spread; None without labels.
 
-        Images that cannot be read are left out; DataError if that leaves none.
+        Where some images have a label and others none, those that have one are given, and the
+        others told of by `unlabelled`. Images that cannot be read are left out; DataError if that leaves none.
         """
         self.refuse_if_stopping()
         key = (id(split), None if images is None or images >= len(split) else images)
@@ -128,8 +138,10 @@ class WholeImages:
                 features[len(labels) : len(labels) + len(told)] = self(some)
                 labels += told
         features = features[: len(labels)]
-        known = [label for label in labels if label is not None]
-        found = None if len(known) < len(labels) else torch.tensor(known, dtype=torch.int64)
+        known = [place for place, label in enumerate(labels) if label is not None]
+        if known and len(known) < len(labels):
+            features = features[known]
+        found = None if labels and not known else torch.tensor([labels[place] for place in known], dtype=torch.int64)
         if self._kept is not None:
             guard = Guard.over({"features": features, "labels": found})
             self._kept[key] = split, features, found, list(self._broken), guard  # the split, so that none gets its id
@@ -139,7 +151,7 @@ class WholeImages:
     def predictions(self, split: Split, images: int | None = None) -> tuple[Tensor, Tensor] | None:
         """Scores of the classes [M, K] float32 from the model's own classifier, and the labels [M].
 
-        Of the images that have a label; None where there is no classifier, or no label.
+        Of the images that have a label; None where there is no classifier. NoLabelsError where no image has one.
         """
         model: Any = self.objective
         if model is None:
@@ -156,7 +168,13 @@ class WholeImages:
                 known = [position for position, label in enumerate(told) if label is not None]
                 scores.append(foretold.to("cpu", torch.float32)[known])
                 labels += [label for label in told if label is not None]
-        return (torch.cat(scores), torch.tensor(labels, dtype=torch.int64)) if labels else None
+        if not labels:
+            raise NoLabelsError(f"the {self._named(split)} images have no labels (-1)")
+        return torch.cat(scores), torch.tensor(labels, dtype=torch.int64)
+
+    def _named(self, split: Split) -> str:
+        """A split in words."""
+        return self._names.get(id(split), "chosen")
 
     def batches(self, split: Split, chosen: Sequence[int]) -> Generator[tuple[Tensor, list[int | None]], None, None]:
         """The images at the `chosen` positions in their order, prepared [B, C, *size], with their labels.
@@ -217,13 +235,19 @@ class WholeImages:
             batch_size=self.batch_size,
             workers=self.workers,
             max_broken=self.max_broken,
+            classes=self.class_count,
         )
+        unlabelled, read = 0, 0
         with closing(source):  # an error that travels holds this frame
             for batch in source:
                 self.refuse_if_stopping()
                 self._broken |= dict.fromkeys(batch.broken.values())
+                unlabelled += batch.labels.count(None)
+                read += len(batch.labels)
                 if batch.images is not None:
                     yield batch.images, batch
+        if 0 < unlabelled < read and self.class_count is not None:
+            self._unlabelled[without_label(unlabelled, read, self._named(split))] = None
 
 
 def some_of(split: Split, wanted: int | None) -> list[int]:

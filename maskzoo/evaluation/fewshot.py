@@ -16,7 +16,7 @@ from torch import Tensor
 from maskzoo.bounds import between
 from maskzoo.errors import ContractError
 from maskzoo.evaluation.linear import logistic, moments
-from maskzoo.evaluation.options import MOST, Images, an_amount, at_most, classes_of
+from maskzoo.evaluation.options import MOST, Images, an_amount, classes_of, labelled_features
 from maskzoo.metrics import Metric, accuracy, interval
 from maskzoo.protocols import Dataset, Encoder, Need, define
 from maskzoo.seeds import stream
@@ -53,12 +53,10 @@ class FewShot:
 
         Raises ContractError where a class has fewer images than are asked for.
         """
-        if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
+        found = labelled_features(encoder, dataset, self.images)
+        if found is None:
             return
-        train, labels = encoder.features(dataset.train, at_most(self.images))
-        test, truth = encoder.features(dataset.test, at_most(self.images))
-        if labels is None or truth is None:
-            return
+        (train, labels), (test, truth) = found
         self._check(labels, dataset)
         mean, deviation = moments(train)
         asked = (test - mean) / deviation
@@ -74,7 +72,8 @@ class FewShot:
 
     def _check(self, labels: Tensor, dataset: Dataset) -> None:
         counts = torch.bincount(labels, minlength=classes_of(dataset)).tolist()
-        fewest = min(range(len(counts)), key=counts.__getitem__)
+        there = [number for number, count in enumerate(counts) if count]  # a class without any is no question of shots
+        fewest = min(there, key=counts.__getitem__)
         if counts[fewest] < max(self.shots):
             names = dataset.classes or ()
             raise ContractError(

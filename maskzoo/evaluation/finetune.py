@@ -17,10 +17,11 @@ from maskzoo.backbones.adapter import TimmBackbone
 from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, between
 from maskzoo.build import make_mover
 from maskzoo.data.batches import batches, steps_in_epoch
+from maskzoo.data.labels import LabelledAlone, NoLabelsError, why_unmeasurable
 from maskzoo.engine import Engine, Precision, choose_precision
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.evaluation.features import WholeImages
-from maskzoo.evaluation.options import classes_of, cosine
+from maskzoo.evaluation.options import classes_of, cosine, refuse_one_class
 from maskzoo.mask import Mask
 from maskzoo.metrics import Metric, accuracy
 from maskzoo.norms import lone_value
@@ -77,6 +78,8 @@ class FineTune:
         """Yield "top1", the share of test images told right; nothing without labels or test images."""
         if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
             return
+        if reason := why_unmeasurable(dataset):
+            raise NoLabelsError(reason)
         device = encoder.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(stream_seed(self.seed, "finetune"))  # the classifier's initial weights
@@ -90,7 +93,8 @@ class FineTune:
             )
             model.setup(backbone)
             model.to(device).train()
-            self._train(model, encoder, dataset)
+            known: Any = LabelledAlone(dataset)
+            self._train(model, encoder, known)
         tuned = WholeImages(
             backbone,
             dataset,
@@ -149,15 +153,19 @@ class FineTune:
             workers=encoder.workers,
             pin_memory=encoder.device.type == "cuda",
             statistics=encoder.statistics,
+            labels_needed=True,
         )
         skipped = torch.zeros((), device=encoder.device)
+        seen: set[int] = set()  # labels
         with closing(source):
             for step, batch in enumerate(source):
                 encoder.refuse_if_stopping()
                 encoder.left_out(batch.broken)
+                seen |= set() if batch.labels is None else set(batch.labels.tolist())
                 mover.set_lr(self.lr * cosine(step / steps, self.warmup))
                 torch.manual_seed(stream_seed(self.seed, "finetune", step))  # drop path, dropout, mixup
                 skipped += ~self._step(model, batch.to(encoder.device), mover, engine).isfinite()
+        refuse_one_class(seen, dataset)
         if skipped > MOST_SKIPPED * steps:
             raise ContractError(
                 f"finetune: in {int(skipped)} of {steps} steps the loss or its gradient was not finite; lower its lr, "

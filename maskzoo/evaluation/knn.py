@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from maskzoo.evaluation.options import Images, an_amount, at_most
+from maskzoo.evaluation.options import Images, an_amount, labelled_features
 from maskzoo.metrics import Metric, accuracy
 from maskzoo.protocols import Dataset, Encoder, Need, define
 
@@ -60,12 +60,10 @@ class KNearestNeighbours:
 
         Nothing without labels or test images.
         """
-        if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
+        found = labelled_features(encoder, dataset, self.images)
+        if found is None:
             return
-        train, labels = encoder.features(dataset.train, at_most(self.images))
-        test, truth = encoder.features(dataset.test, at_most(self.images))
-        if labels is None or truth is None:
-            return
+        (train, labels), (test, truth) = found
         scores, neighbours = nearest(train, test, most=max(self._sizes), metric=self.metric, device=encoder.device)
         temperature = self.temperature if self.weighting == "similarity" else None
         for k in self._sizes:

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, between
 from maskzoo.errors import ContractError
-from maskzoo.evaluation.options import Images, an_amount, at_most, classes_of, cosine, several_above_zero
+from maskzoo.evaluation.options import Images, an_amount, classes_of, cosine, labelled_features, several_above_zero
 from maskzoo.metrics import Metric, accuracy
 from maskzoo.protocols import Dataset, Encoder, Need, define
 from maskzoo.seeds import stream
@@ -59,12 +59,10 @@ class LinearProbe:
 
         Nothing without labels or test images.
         """
-        if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
+        found = labelled_features(encoder, dataset, self.images)
+        if found is None:
             return
-        train, labels = encoder.features(dataset.train, at_most(self.images))
-        test, truth = encoder.features(dataset.test, at_most(self.images))
-        if labels is None or truth is None:
-            return
+        (train, labels), (test, truth) = found
         classes = classes_of(dataset)
         offered = self.penalties if self.solver == "lbfgs" else self.rates
         chosen = offered[0] if len(offered) == 1 else self._best(train, labels, offered, classes, encoder)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import attrs
+from torch import Tensor
 
 from maskzoo.blame import plugin_error
 from maskzoo.blame import words_of as in_one_line
+from maskzoo.data.labels import NoLabelsError, listed, why_unmeasurable
 from maskzoo.data.workers import loader_trouble
 from maskzoo.errors import ContractError, MaskZooError
-from maskzoo.protocols import Dataset
+from maskzoo.protocols import Dataset, Encoder
 
 MOST = 3.4e38  # of what torch's float32 holds
 Images = int | Literal["all"]  # how many of a split
@@ -47,6 +49,45 @@ def classes_of(dataset: Dataset) -> int:
     if dataset.classes is None:
         raise ContractError(f"data '{dataset.name}' have no classes")
     return len(dataset.classes)
+
+
+def labelled_features(
+    encoder: Encoder, dataset: Dataset, images: Images
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Features [M, D] and labels [M] of the training images, and those of the test images, `images` of each at most.
+
+    Of those that have a label. None for data without classes, or without images of either sort. NoLabelsError where no
+    image has a label, or the training images are of one class: all would be right then.
+    """
+    if dataset.classes is None or len(dataset.train) == 0 or len(dataset.test) == 0:
+        return None
+    if reason := why_unmeasurable(dataset):
+        raise NoLabelsError(reason)
+    train, labels = encoder.features(dataset.train, at_most(images))
+    if labels is None:
+        raise NoLabelsError("the training images have no labels (-1)")
+    refuse_one_class(labels.tolist(), dataset)
+    test, truth = encoder.features(dataset.test, at_most(images))
+    if truth is None:
+        raise NoLabelsError("the test images have no labels (-1)")
+    return (train, labels), (test, truth)
+
+
+def lacking_labels(evaluator: Any, dataset: Dataset) -> str:
+    """Why an evaluator that needs labels cannot use those of these data, as a clause; empty where it can.
+
+    That there are none at all, as the data themselves say, is not its matter.
+    """
+    needs: frozenset[str] = getattr(evaluator, "needs", frozenset())
+    return why_unmeasurable(dataset) if "labels" in needs and dataset.classes is not None else ""
+
+
+def refuse_one_class(labels: Iterable[int], dataset: Dataset) -> None:
+    """Raise NoLabelsError where the labels of training images are all of one class."""
+    shown = set(labels)
+    if len(shown) == 1:
+        name = listed([(dataset.classes or ())[shown.pop()]])
+        raise NoLabelsError(f"the training images that are looked at are of one class ({name}), which is no label")
 
 
 def named(evaluators: Sequence[Any]) -> list[str]:
