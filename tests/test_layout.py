@@ -98,6 +98,9 @@ READ = [
     ("cat/*.jpg:5 cat/.x.jpg dog/*.jpg:5", "classes", "cat dog", 9, 1, "1 image with a name that begins with a dot"),
     ("cat/*.jpg:5 dog/*.jpg:5 cat/._*.jpg:5 cat/Thumbs.db cat/.DS_Store .ipynb_checkpoints/*.jpg:2 dog/desktop.ini "
      "@eaDir/x@SynoPhoto.jpg cat/@eaDir/*.jpg:3", "classes", "cat dog", 9, 1, ""),
+    ("*.jpg:5 *_mask.png:5 9_mask.png", "unlabelled", None, 11, 0,
+     "are 5 images called as a mask of another beside it ('0_mask.png')"),
+    ("train/a/*.jpg:5 train/b/*.jpg:5 dev/a/*.jpg:2 eval/a/*.jpg:1", "splits", "a b", 10, 2, "in dev/"),
     ("a/1/2/3/*.jpg:3 b/*.jpg:2 empty/", "classes", "a b", 5, 0, "folder empty/ (empty)"),
 ]  # fmt: skip
 
@@ -129,6 +132,7 @@ REFUSED = [
     ("train/a/*.jpg:4 train/b/*.jpg:4 extra/a/*.jpg:4 extra/b/*.jpg:1", None, "in two ways"),
     ("train/*.jpg:4 training/*.jpg:4", None, "holds train, training, each of which could be"),
     ("val/a/*.jpg:4 test/b/*.jpg:4", None, "holds test, val, and no 'train'"),
+    ("train/ test/a/*.jpg:4 test/b/*.jpg:4", None, "holds test, and no images in its folder for training"),
     ("images/*.jpg:4 masks/*.png:4", None, r"look like images and their masks.*data.root.*images'.*read_as"),
     ("train/images/*.jpg:4 train/masks/*.png:4", None, "look like images and their masks"),
     ("cat/*.jpg:4 dog/*.heic:4 dog/a.txt", None, r"dog' holds 4 files .heic, 1 file .txt, and none that ends .*\.jpg"),
@@ -284,8 +288,10 @@ def test_links_are_followed_and_those_that_lead_back_up_or_nowhere_do_no_harm(tm
     (data / "cat" / "up").symlink_to(tmp_path)
     (data / "dog" / "itself").symlink_to(data / "dog" / "itself")
     (data / "dog" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (data / "fox").symlink_to(tmp_path / "unmounted")
     layout = find(data).layout
     assert layout.counts == {"cat": (2, 0), "dog": (3, 0), "emu": (3, 0)}
+    assert "links that lead nowhere: fox, dog/itself" in layout.lines()[1]
 
 
 def test_a_folder_that_is_linked_twice_into_a_class_counts_once_and_into_two_classes_twice(tmp_path: Path):

@@ -39,6 +39,7 @@ from maskzoo.data.telling import (
     image_folders,
     inmost,
     left_by_us,
+    masks_among,
     mixed,
     no_images,
     ours_alone,
@@ -102,6 +103,11 @@ class _Reader:
                 break
             self._refuse_lost(place)
             place = folders[0]
+        if tests and not others and self.read_as is None and any(slot_of(one.name) == 0 for one in place.folders):
+            raise DataError(
+                f"'{place.path}' holds {some([one.name for one in tests])}, and no images in its folder for training; "
+                "fill it, or name the folder to train on with `data.root`"
+            )
         if self.read_as == "splits":
             raise DataError(f"'{place.path}' has no folder 'train', and `data.read_as` says that it has splits")
         if len(tests) > 1 and not others and self.read_as is None:
@@ -281,19 +287,20 @@ class _Reader:
             held_out=held_out,
             unused=(*self._unused(reading), *left_by_us(self.top)),
             why_unlabelled=f"there is only one folder, '{self.single}'" if self.single else "",
-            notes=tuple(self.notes),
+            notes=(*self.notes, *masks_among([*train.files, *test.files])),
         )
         return Found(layout, train.files, test.files, train.labels, test.labels, train.place.path, test.place.path)
 
     def _unused(self, reading: ReadAs) -> Iterator[str]:
         """What is there and was not taken, with its reason."""
         others: Counter[str] = Counter()
-        hidden, loose, aside, empty = 0, 0, [], []
+        hidden, loose, aside, empty, dangling = 0, 0, [], [], []
         waiting = [(self.top, id(self.top) in self.taken)]
         while waiting:
             place, taken = waiting.pop()
             others += place.passed
             hidden += place.hidden
+            dangling += [os.path.join(below(place, self.top), name) for name in place.dangling]
             loose += 0 if taken else len(place.images)
             for one in place.folders:
                 inside = taken or id(one) in self.taken
@@ -310,6 +317,11 @@ class _Reader:
         if loose:
             yield f"{counted(loose, 'image')} beside the {'splits' if reading == 'splits' else 'class folders'}"
         yield from sorted(aside)
+        if dangling:
+            yield (
+                f"{'link' if len(dangling) == 1 else 'links'} that {'leads' if len(dangling) == 1 else 'lead'} nowhere: "
+                + some(dangling)
+            )
         if empty:
             yield f"{'folder' if len(empty) == 1 else 'folders'} {some(sorted(empty))}"
 

@@ -10,9 +10,18 @@ from collections.abc import Mapping, Sequence
 from maskzoo.plain import printable
 
 TRAIN = {"train", "training"}
-TEST = ("test", "testing", "val", "valid", "validation")  # in the order in which they are taken
+TEST = (
+    "test",
+    "testing",
+    "val",
+    "valid",
+    "validation",
+    "dev",
+    "eval",
+    "evaluation",
+)  # in the order in which they are taken
 # train2017, training_set, test-images, val_256
-SPLIT = re.compile(r"(train|training|test|testing|val|valid|validation)([-_ ]?(set|images?|imgs?|data|split|\d{1,4}))*")
+SPLIT = re.compile(rf"({'|'.join([*sorted(TRAIN), *TEST])})([-_ ]?(set|images?|imgs?|data|split|\d{{1,4}}))*")
 # Names of folders that say nothing of what is in the images.
 GENERIC = {"image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "data", "dataset", "all", "unknown"}
 GENERIC |= {"unlabelled", "unlabeled", "none"}
@@ -21,6 +30,7 @@ ANSWERS = {
     *("mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "ground_truth", "depth"),
     *("target", "targets", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "labelstr"),
 }
+OF_ANOTHER = re.compile(r"(.+?)[-_ .](masks?|seg|segmentation|gt|label|annotation)([-_ ]?\d+)?")  # stems of masks
 MOST_NAMES = 4  # that are listed of anything
 
 

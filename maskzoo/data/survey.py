@@ -55,6 +55,7 @@ class Place:
     folders: list[Place] = attrs.field(factory=list)  # in the order of their names
     passed: Counter[str] = attrs.field(factory=Counter)  # other files directly in it, by their endings
     examples: list[str] = attrs.field(factory=list)  # paths of some of those
+    dangling: list[str] = attrs.field(factory=list)  # names of links that lead nowhere, and are called as no image
     hidden: int = 0  # images whose names begin with a dot
     own: dict[str, list[str]] = attrs.field(factory=dict)  # names of what MaskZoo has left directly in it, by kind
     closed: str = ""  # why it cannot be listed
@@ -174,6 +175,8 @@ def _sorted_out(place: Place, entries: Sequence[os.DirEntry[str]], endings: tupl
             place.hidden += lower.endswith(endings) and not name.startswith("._")
         elif _is_image(entry, endings):
             place.images.append(name)
+        elif entry.is_symlink() and not os.path.exists(entry.path):
+            place.dangling.append(name)
         elif lower not in JUNK_FILES:
             place.passed[ending(lower)] += 1
             if len(place.examples) < EXAMPLES:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from maskzoo.data.naming import ANSWERS, IMAGES, MOST_NAMES, counted, in_numbers, some
+from maskzoo.data.naming import ANSWERS, IMAGES, MOST_NAMES, OF_ANOTHER, counted, in_numbers, some
 from maskzoo.data.survey import ARCHIVES, Place
 from maskzoo.errors import DataError
 from maskzoo.plain import printable
@@ -108,3 +108,17 @@ def inmost(place: Place) -> Place:
     while not place.images and len(folders := image_folders(place)) == 1:
         place = folders[0]
     return place
+
+
+def masks_among(files: Sequence[str]) -> list[str]:
+    """A message where images are called as masks of others beside them: 1_mask.png of 1.png."""
+    called = [(file, found[1]) for file in files if (found := OF_ANOTHER.fullmatch(os.path.splitext(file)[0].lower()))]
+    if not called:
+        return []
+    stems = {os.path.splitext(file)[0].lower() for file in files}
+    masks = [file for file, stem in called if stem in stems]
+    if not masks:
+        return []
+    name = printable(os.path.basename(masks[0]))
+    what = f"is {counted(1, 'image')}" if len(masks) == 1 else f"are {len(masks):,} images"
+    return [f"among them {what} called as a mask of another beside it ('{name}'); move masks away"]
