@@ -132,7 +132,7 @@ REFUSED = [
     ("train/a/*.jpg:4 train/b/*.jpg:4 extra/a/*.jpg:4 extra/b/*.jpg:1", None, "in two ways"),
     ("train/*.jpg:4 training/*.jpg:4", None, "holds train, training, each of which could be"),
     ("val/a/*.jpg:4 test/b/*.jpg:4", None, "holds test, val, and no 'train'"),
-    ("train/ test/a/*.jpg:4 test/b/*.jpg:4", None, "holds test, and no images in its folder for training"),
+    ("train/ test/a/*.jpg:4 test/b/*.jpg:4", None, "holds test, and no images in 'train'; fill it"),
     ("images/*.jpg:4 masks/*.png:4", None, r"look like images and their masks.*data.root.*images'.*read_as"),
     ("train/images/*.jpg:4 train/masks/*.png:4", None, "look like images and their masks"),
     ("cat/*.jpg:4 dog/*.heic:4 dog/a.txt", None, r"dog' holds 4 files .heic, 1 file .txt, and none that ends .*\.jpg"),

@@ -98,16 +98,13 @@ class _Reader:
             trains, tests, others = _sorted_folders(place)
             if self.read_as != "classes" and trains and self._are_splits(place, trains, tests, others):
                 return self._splits(trains[0], tests, others)
+            if tests and not others and self.read_as is None:
+                _refuse_empty_training(place, tests)
             folders = [*trains, *tests, *others]
             if len(folders) != 1 or place.images or folders[0].images:
                 break
             self._refuse_lost(place)
             place = folders[0]
-        if tests and not others and self.read_as is None and any(slot_of(one.name) == 0 for one in place.folders):
-            raise DataError(
-                f"'{place.path}' holds {some([one.name for one in tests])}, and no images in its folder for training; "
-                "fill it, or name the folder to train on with `data.root`"
-            )
         if self.read_as == "splits":
             raise DataError(f"'{place.path}' has no folder 'train', and `data.read_as` says that it has splits")
         if len(tests) > 1 and not others and self.read_as is None:
@@ -318,12 +315,20 @@ class _Reader:
             yield f"{counted(loose, 'image')} beside the {'splits' if reading == 'splits' else 'class folders'}"
         yield from sorted(aside)
         if dangling:
-            yield (
-                f"{'link' if len(dangling) == 1 else 'links'} that {'leads' if len(dangling) == 1 else 'lead'} nowhere: "
-                + some(dangling)
-            )
+            yield f"{'link that leads' if len(dangling) == 1 else 'links that lead'} nowhere: {some(dangling)}"
         if empty:
             yield f"{'folder' if len(empty) == 1 else 'folders'} {some(sorted(empty))}"
+
+
+def _refuse_empty_training(place: Place, tests: Sequence[Place]) -> None:
+    """Raise DataError for test images beside a folder for training images that has none."""
+    for one in place.folders:
+        one.refuse_closed()
+        if slot_of(one.name) == 0:
+            raise DataError(
+                f"'{place.path}' holds {some([test.name for test in tests])}, and no images in '{one.name}'; fill it, "
+                "or name the folder to train on with `data.root`"
+            )
 
 
 class _StrangeError(DataError):

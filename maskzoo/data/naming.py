@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from maskzoo.plain import printable
 
 TRAIN = {"train", "training"}
+# in the order in which they are taken
 TEST = (
     "test",
     "testing",
@@ -19,7 +20,7 @@ TEST = (
     "dev",
     "eval",
     "evaluation",
-)  # in the order in which they are taken
+)
 # train2017, training_set, test-images, val_256
 SPLIT = re.compile(rf"({'|'.join([*sorted(TRAIN), *TEST])})([-_ ]?(set|images?|imgs?|data|split|\d{{1,4}}))*")
 # Names of folders that say nothing of what is in the images.
