@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from maskzoo.cli import main
 from maskzoo.data.folder import Folder
 from maskzoo.data.pixels import Reading
 from maskzoo.data.stored import upright
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.preview import NamedFiles, read
-from maskzoo.recipe import describe, make
+from maskzoo.recipe import describe, differing, make
 from maskzoo.registry import Registry
 
 tifffile = pytest.importorskip("tifffile")
@@ -491,12 +493,20 @@ def test_dicom_is_rescaled_and_white_is_one(tmp_path: Path):
 
 
 # ------------------------------------------------------------------------------------------------- a recipe, a preview
-def test_a_recipe_from_before_these_options_means_the_same():
-    from maskzoo.recipe import completed
+def differing_data(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [one for one in differing(then, now, REGISTRY) if one.startswith("recipe.data.")]
 
-    then = {"data": {"use": "folder", "root": "x", "channels": 3, "size": [8, 8], "flip": True}}
-    now = completed(then, REGISTRY)["data"]
-    assert (now["mean"], now["gaps"], now["background"]) == ([0.485, 0.456, 0.406], False, "white")
+
+def test_a_run_from_before_these_options_is_the_same_run(tmp_path: Path):
+    Image.fromarray(numbers((9, 7, 3), "uint8")).save(tmp_path / "a.png")
+    now = {"data": describe(Folder(root=str(tmp_path)))}
+    then = {"data": {key: now["data"][key] for key in ("use", "root", "size", "channels", "flip")}}
+    assert differing_data(then, now) == []
+    (other,) = differing_data(then, {"data": {**now["data"], "mean": [0.5, 0.5, 0.5]}})
+    assert other == "recipe.data.mean is [0.485, 0.456, 0.406] there and [0.5, 0.5, 0.5] here"
+    Image.fromarray(numbers((9, 7), "uint16") // 16).save(tmp_path / "a.png")
+    deeper = {"data": describe(Folder(root=str(tmp_path)))}
+    assert any("recipe.data.range is none there" in one.lower() for one in differing_data(then, deeper))
 
 
 def test_a_missing_library_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -521,3 +531,30 @@ def test_files_of_reports_are_right():
         Reading(3).read(str(TRIALS / "twelve-bands.tif"))
     assert len(Reading(3).read(str(TRIALS / "icon.png")).image.unique()) > 1
     assert Reading(3).read(str(TRIALS / "orientation-6.jpg")).image.shape == (3, 60, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bands", "holes", "bits"])
+def test_a_run_on_such_files_is_trained_evaluated_and_previewed(kind: str, tmp_path: Path):
+    drawn = np.random.default_rng(0)
+    for label, number in itertools.product("ab", range(12)):
+        values = drawn.random((16, 16, 12)) * (0.3 if label == "a" else 1)
+        place = tmp_path / "data" / label
+        if kind == "bands":
+            write(place / f"{number}.tif", (values * 10_000).astype(np.uint16), "pages")
+        elif kind == "holes":
+            values[:4, :4] = np.nan
+            write(place / f"{number}.npy", (values[..., :5] * 40 - 5).astype(np.float32), "first")
+        else:
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((values[..., 0] * 4095).astype(np.uint16)).save(place / f"{number}.png")
+    model = 'backbone={timm="vit_tiny_patch16_224",patch_size=4,options={embed_dim=16,depth=1,num_heads=1}}'
+    run, one = str(tmp_path / "run"), sorted((tmp_path / "data" / "a").iterdir())[0]
+    settings = ["train.steps=2", "train.batch_size=4", "train.precision=fp32", model]
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    trained = CliRunner().invoke(main, ["train", "--data", str(tmp_path / "data"), "--out", run, *chosen])
+    assert (trained.exit_code, "nan" in trained.output.lower()) == (0, False), trained.output
+    assert CliRunner().invoke(main, ["evaluate", run]).exit_code == 0
+    arguments = ["preview", "--run", run, "--moments", "2", "--out", str(tmp_path / "p.png"), str(one)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert CliRunner().invoke(main, ["train", "--out", run, "--resume"]).exit_code == 0

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -84,14 +83,14 @@ def pillow(image: Image.Image, name: str) -> Stored:
         bits = _bits_of_jpeg2000(image)
         if bits and bits > 8 and kind == "uint8":
             raise DataError(f"{name} has colours of {bits} bits, of which 8 would be read; store it as TIFF or PNG")
-    deep, file = _deep_png(image), getattr(image, "fp", None)  # which Pillow closes once it has decoded
+    deep, file = _deep_png(image), _file_of(image)
     if deep:
-        kind, colours = "uint16", deep
+        kind, colours = "uint16", deep.partition(";")[0]
     turned, told = _orientation(image), "exif" in image.info
 
     def values() -> NDArray[Any]:
         if deep:
-            return upright(_all_bits(file), turned)
+            return upright(_all_bits(file, deep), turned)
         image.load()
         late = "exif" in image.info and not told and image.format == "PNG"  # it may lie behind the pixels
         around = _turned_by(image.info["exif"]) if late else turned
@@ -136,25 +135,40 @@ def _turned_by(content: bytes) -> int:
     return turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
 
 
+def _file_of(image: Image.Image) -> Any:
+    """The file of an image that nothing has decoded yet; Pillow lets go of it then."""
+    return getattr(image, "fp", None)
+
+
 def _deep_png(image: Image.Image) -> str:
-    """The colours of a PNG of 16 bits in more than one band, of which Pillow would keep 8; "" for anything else."""
+    """How the bytes of a PNG lie that has 16 bits in more than one band, of which Pillow would keep 8; "": no such."""
     tiles = image.tile if image.format == "PNG" and hasattr(image, "tile") else []
     layout = tiles[0].args if tiles else None
-    return layout.partition(";")[0] if isinstance(layout, str) and layout in ("LA;16B", "RGB;16B", "RGBA;16B") else ""
+    return layout if isinstance(layout, str) and layout in ("LA;16B", "RGB;16B", "RGBA;16B") else ""
 
 
-def _all_bits(file: Any) -> NDArray[Any]:
-    """The 16 bits of a PNG: [H, W, S]."""
-    from torchvision.io import ImageReadMode, decode_png
+def _all_bits(file: IO[bytes], layout: str) -> NDArray[Any]:
+    """The 16 bits of a PNG: [H, W, S].
 
+    Pillow keeps 8 of them, but which is its decoder's argument: the same bytes in little-endian order give the others.
+    """
+    if layout == "LA;16B":  # four bytes a pixel
+        found = _decoded(file, "RGBA").astype(np.uint16)
+        return found[..., 0::2] << 8 | found[..., 1::2]
+    high, low = (_decoded(file, layout[:-1] + end).astype(np.uint16) for end in "BL")
+    return high << 8 | low
+
+
+def _decoded(file: IO[bytes], layout: str) -> NDArray[Any]:
+    """The 8 bits of each value of a PNG that a layout of its bytes gives: [H, W, S]."""
     file.seek(0)
-    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    found: NDArray[Any] = decode_png(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-    return found
+    image = Image.open(file, formats=("PNG",))
+    image.tile = [tile._replace(args=layout) for tile in image.tile]
+    return np.array(image)  # the file stays open, which `with` would close
 
 
 def _bits_of_jpeg2000(image: Image.Image) -> int | None:
-    file: Any = getattr(image, "fp", None)
+    file = _file_of(image)
     if file is None:
         return None
     place = file.tell()

@@ -92,7 +92,7 @@ class ReadsImages:
     nodata: float | None = attrs.field(default=None, kw_only=True)
     # whether values may be missing; unless given, in floating point (NaN), with nodata, and where files have masks
     gaps: bool | None = attrs.field(default=None, kw_only=True)
-    # the colour behind transparent pictures, a name or #rrggbb, where no channel keeps the transparency
+    # the colour behind transparent pictures, by name or as in HTML, where no channel keeps the transparency
     background: str = attrs.field(default="white", kw_only=True, validator=a_colour)
     # name of the array that is the image, in files of several (.npz, HDF5)
     array: str = attrs.field(default="", kw_only=True)
@@ -210,12 +210,11 @@ class ReadsImages:
             mean, std = (0.5,) * self.channels, (0.25,) * self.channels
             found = statistics(files, seen, self._reading()) if seen and None in (self.mean, self.std) else None
             if found is not None:
+                images = f"{len(seen)} {'image' if len(seen) == 1 else 'images'}"
                 constant = np.flatnonzero(found[1] <= 1e-6 * np.maximum(1, np.abs(found[0]))) + 1
                 found[1][constant - 1] = 1
                 mean, std = (tuple(float(f"{value:.6g}") for value in values) for values in found)
-                self._tell(
-                    f"mean and deviation of each channel were measured on {len(seen)} images (data.mean, data.std)"
-                )
+                self._tell(f"mean and deviation of each channel were measured on {images} (data.mean, data.std)")
                 if len(constant):
                     self._tell(f"channel {', '.join(map(str, constant))} is constant in all of them")
         self.mean, self.std = self.mean or mean, self.std or std

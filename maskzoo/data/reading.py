@@ -110,7 +110,7 @@ class Reading:
         if self.kinds is not None and kind not in self.kinds:
             raise DataError(
                 f"{name} holds numbers of the kind {kind}, and the data set those of the kind "
-                f"{' or '.join(self.kinds)} (`data.kinds`); convert it, or keep it in a data set of its own"
+                f"{' or '.join(self.kinds)} (`data.kinds`); convert it, or name both kinds and a data.range"
             )
         if self.bands is not None:
             if max(self.bands) > found.bands:

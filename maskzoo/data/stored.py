@@ -21,9 +21,9 @@ from maskzoo.bounds import MOST_WIDTH
 from maskzoo.data.library import library
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 
-MOST_VALUES = 2**31  # of an image, in all its bands
+MOST_VALUES, MOST_BYTES = 2**30, 2**32  # of an image, in all its bands
 TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-for _noisy in ("tifffile", "pydicom"):  # what they tell of a broken file is in the error
+for _noisy in ("tifffile", "pydicom", "PIL.TiffImagePlugin"):  # what they tell of a broken file is in the error
     logging.getLogger(_noisy).setLevel(logging.CRITICAL + 1)
 
 
@@ -86,9 +86,10 @@ def refuse_absurd(shape: Sequence[int], kind: Any, name: str) -> None:
     """Raise DataError for a shape (H, W, S) or a kind of number that no image has, before memory is asked for."""
     height, width, bands = shape
     most = 2 * (Image.MAX_IMAGE_PIXELS or MOST_VALUES)
+    most_values = min(MOST_VALUES, MOST_BYTES // max(1, np.dtype(kind).itemsize))
     if min(shape) < 1:
         raise DataError(f"{name} has no pixels (its shape is {list(shape)}); remove it")
-    if height * width > most or bands > MOST_WIDTH or math.prod(shape) > MOST_VALUES:
+    if height * width > most or bands > MOST_WIDTH or math.prod(shape) > most_values:
         raise DataError(
             f"{name} claims {height:,} x {width:,} pixels of {bands:,} bands, more than can be read; cut it"
         )
