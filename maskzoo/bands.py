@@ -20,3 +20,10 @@ def told_channels(shown: Sequence[int], channels: int) -> str:
         return ""
     first, second, third = shown
     return f"channels {first}, {second} and {third} of {channels} are shown as red, green and blue"
+
+
+def wrong_channels(shown: Sequence[int], channels: int) -> str:
+    """What is wrong with channels that are to be shown; nothing where these are one to three of all."""
+    if len(shown) in (1, 2, 3) and all(isinstance(one, int) and 1 <= one <= channels for one in shown):
+        return ""
+    return f"must be one to three of the channels 1 to {channels}, got {list(shown)}"

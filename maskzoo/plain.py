@@ -23,7 +23,7 @@ FREE_KEYS = frozenset(
         *("device", "compile", "recompute", "parallel", "workers", "checkpoint_steps"),
         *("skip", "go_back", "loggers", "pictures", "max_broken"),
     )
-) | {"data.kinds"}  # by which files are refused, or not
+) | {"data.kinds", "data.shown"}  # by which files are refused, or not; what pictures show
 
 # What a terminal, or a reader's eyes, would obey: control characters but line feed and tab, two that split lines,
 # overrides of the direction of writing; and surrogates, by which Python holds the bytes of a name that is not UTF-8.

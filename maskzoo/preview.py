@@ -81,6 +81,7 @@ class Players:
     reading: Reading  # how images are read
     note: str  # whose eyes those are
     step: int | None = None  # at which the run left what it had learnt
+    shown: Sequence[int] | None = None  # channels that the run's data set wants to be seen
     view: View | None = None  # how the images are seen; None: as they are
 
     @property
@@ -106,8 +107,10 @@ def preview(
     backbone = players.objective.backbone
     named = NamedFiles(files, players.reading)
     whole = [named[number] for number in range(len(files))]
-    images = torch.stack([prepare_sample(one, players.size, players.mean, players.std)[0] for one in whole])
-    players = _viewed(players, images, [one.image for one in whole])
+    prepared = [prepare_sample(one, players.size, players.mean, players.std) for one in whole]
+    images = torch.stack([image for image, _ in prepared])
+    valid = torch.stack([side.get("valid", torch.ones_like(image)).bool() for image, side in prepared])
+    players = _viewed(players, images, valid, eight_bits=all(one.image.dtype == torch.uint8 for one in whole))
     title, names = _title(players), _names(files)
     with _beside(out) as part:
         columns = [Column("image", shown(images, players)), *look(images, players, wish)]
@@ -322,7 +325,7 @@ def _of_run(wish: Wish, run: Path, registry: Registry) -> Players:
     with _named_as_here():
         check_needs(strategy, trained.objective, dataset)
     players = _with_dials(trained.objective, strategy, masking, registry, statistics, reading, note, wish)
-    return attrs.evolve(players, step=trained.step)
+    return attrs.evolve(players, step=trained.step, shown=getattr(dataset, "shown", None))
 
 
 def _with_dials(
@@ -407,10 +410,9 @@ def _obeys_factor(images: Tensor, players: Players, wish: Wish) -> bool:
     return not torch.equal(partner, adversary)
 
 
-def _viewed(players: Players, images: Tensor, whole: Sequence[Tensor]) -> Players:
-    """The same players, who know how the images are seen, and say so in their note."""
-    eight_bits = all(image.dtype == torch.uint8 for image in whole)
-    view = view_of(_levels(images, players), eight_bits=eight_bits)
+def _viewed(players: Players, images: Tensor, valid: Tensor, *, eight_bits: bool) -> Players:
+    """The same players, who know how the images [B, C, H, W] are seen, and say so in their note."""
+    view = view_of(_levels(images, players), eight_bits=eight_bits, valid=valid, shown=players.shown)
     caption = "" if view is None else view.caption
     return attrs.evolve(players, view=view, note="; ".join(one for one in (players.note, caption) if one))
 

@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from maskzoo.bands import shown_channels, told_channels
+from maskzoo.bands import shown_channels, told_channels, wrong_channels
 
 LOWEST, HIGHEST = 2, 98  # percentiles of the levels that are shown as black and as white
 INVALID = (0.84, 0.36, 0.62)  # the colour of pixels that were not measured: no grey, and lighter than hidden patches
@@ -60,8 +60,8 @@ def view_of(
     """
     channels = levels.shape[1]
     chosen = tuple(shown_channels(channels) if shown is None else shown)
-    if len(chosen) not in (1, 2, 3) or not all(isinstance(one, int) and 1 <= one <= channels for one in chosen):
-        raise ValueError(f"shown must be one to three of the channels 1 to {channels}, got {shown!r}")
+    if wrong := wrong_channels(chosen, channels):
+        raise ValueError(f"shown {wrong}")
     places = [one - 1 for one in chosen]
     measured = torch.ones_like(levels, dtype=torch.bool) if valid is None else valid
     invalid = ~measured[:, places].all(dim=1, keepdim=True)

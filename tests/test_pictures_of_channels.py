@@ -14,13 +14,15 @@ from helpers import REGISTRY, Images, noise_images, tiny_recipe, tiny_session
 from PIL import Image
 from torch import Tensor
 
-from maskzoo import Mask, Sample
+from maskzoo import Mask, RecipeError, Sample
 from maskzoo.bands import shown_channels, told_channels
 from maskzoo.compare.strips import _tile
+from maskzoo.data.folder import Folder
 from maskzoo.gallery import Gallery
 from maskzoo.objectives.reconstruct import Reconstruct
 from maskzoo.pictures import HIDDEN, coloured, covered
 from maskzoo.plain import read_lines
+from maskzoo.preview import Wish, preview
 from maskzoo.run import run
 from maskzoo.terminal import Console
 from maskzoo.views import INVALID, view_of
@@ -213,3 +215,43 @@ def test_a_gallery_stretches_what_is_not_of_8_bits(case: str, tmp_path: Path):
         assert kept["images"].shape == (8, 3, 32, 32)
         assert 90 < kept["images"].mean() < 165
         assert kept["images"].std() > 50
+
+
+def float_images(folder: Path, channels: int) -> Path:
+    """Twelve arrays of floating point, each with a hole."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(12):
+        values = random.normal(300, 80, (channels, 16, 16)).astype(np.float32)
+        values[:, :4, :4] = np.nan
+        np.save(folder / f"{number:02d}.npy", values)
+    return folder
+
+
+@pytest.mark.slow
+def test_arrays_with_holes_are_seen_in_a_run_and_in_a_preview_of_it(tmp_path: Path):
+    folder = float_images(tmp_path / "data", 12)
+    recipe = tiny_recipe(
+        data={"use": "folder", "root": str(folder), "channels": 12, "shown": [4, 3, 2]},
+        train={"steps": 2, "batch_size": 4, "pictures": 2},
+        evaluation=[],
+    )
+    run(recipe, REGISTRY, Console(file=io.StringIO(), width=400), tmp_path / "run")
+    with np.load(tmp_path / "run" / "masks" / "step-00000000.npz") as kept:
+        pink = (np.array(INVALID) * 255).round()
+        assert np.array_equal(kept["images"][0, :, 1, 1], pink)
+        assert not np.array_equal(kept["images"][0, :, 12, 12], pink)
+    console = Console(file=io.StringIO(), width=400)
+    wish = Wish(run=tmp_path / "run")
+    preview([folder / "00.npy"], wish, tmp_path / "preview.png", REGISTRY, console)
+    told = console.file.getvalue()
+    assert "channels 4, 3 and 2 of 12 are shown as red, green and blue" in told
+    assert "pink was not measured" in told
+
+
+def test_channels_that_files_lack_cannot_be_shown(tmp_path: Path):
+    folder = float_images(tmp_path / "data", 2)
+    assert Folder(root=str(folder), shown=(2, 1)).shown == (2, 1)
+    with pytest.raises(RecipeError, match="must be one to three of the channels 1 to 2") as caught:
+        Folder(root=str(folder), shown=(3,))
+    assert caught.value.key == "shown"

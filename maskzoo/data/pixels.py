@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from maskzoo.bands import wrong_channels
 from maskzoo.bounds import MOST_WIDTH, between
 from maskzoo.data.formats import ARRAYS, EXTENSIONS, FORMATS, PICTURES, opened
 from maskzoo.data.looking import Seen, commonest, look, measure, range_of, statistics
@@ -98,6 +99,8 @@ class ReadsImages:
     array: str = attrs.field(default="", kw_only=True)
     # kinds of stored numbers, such as ["uint16"]: files of another are refused; unless given, what most of them have
     kinds: tuple[str, ...] | None = attrs.field(default=None, kw_only=True, validator=known_kinds)
+    # channels that pictures show as red, green and blue, such as [4, 3, 2], or the one that they show; the first is 1
+    shown: tuple[int, ...] | None = attrs.field(default=None, kw_only=True)
     # of each channel, in levels; unless given, ImageNet's for pictures of 8 bits, else measured once
     mean: tuple[float, ...] | None = attrs.field(default=None, kw_only=True)
     # of each channel, in levels; unless given, ImageNet's for pictures of 8 bits, else measured once
@@ -128,6 +131,8 @@ class ReadsImages:
         self._settle_gaps(seen)
         self._settle_numbers(files, seen)
         self._settle_statistics(files, seen)
+        if self.shown is not None and (seen or settled) and (wrong := wrong_channels(self.shown, self.channels or 0)):
+            raise RecipeError(wrong, key="shown")
         self.reading = self._reading()
         return self.reading
 
