@@ -93,11 +93,22 @@ def same(first: Any, second: Any) -> bool:
 
 
 def rooted(data: Any) -> Any:
-    """The use of a data set, its folder `root` as an absolute path, so that a run can be opened from anywhere."""
+    """The use of a data set, its folders as absolute paths, so that a run can be opened from anywhere.
+
+    They are its `root`, and those of its `extras`.
+    """
     root = data.get("root") if isinstance(data, Mapping) else None
     if not isinstance(root, str) or "://" in root:
         return data
-    return {**data, "root": os.path.abspath(os.path.expanduser(root))}
+    extras = data.get("extras")
+    if isinstance(extras, Mapping):
+        data = {**data, "extras": {name: absolute(path) for name, path in extras.items()}}
+    return {**data, "root": absolute(root)}
+
+
+def absolute(folder: Any) -> Any:
+    """A folder as an absolute path; anything else as it is."""
+    return os.path.abspath(os.path.expanduser(folder)) if isinstance(folder, str) else folder
 
 
 def same_place(key: str, first: Any, second: Any) -> bool:

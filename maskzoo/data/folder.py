@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import attrs
 
+from maskzoo.data.beside import Beside
 from maskzoo.data.finding import find
 from maskzoo.data.layout import READINGS, Found, Layout, ReadAs
 from maskzoo.data.pixels import EXTENSIONS, Reading, ReadsImages
@@ -31,6 +32,7 @@ class ImageFiles:
     labels: Sequence[int] | None
     reading: Reading = attrs.field(factory=Reading)
     root: str | None = None  # the folder without which there are no files at all
+    beside: Beside | None = None  # what lies beside the images
 
     def __len__(self) -> int:
         return len(self.files)
@@ -38,11 +40,12 @@ class ImageFiles:
     def __getitem__(self, index: int) -> Sample:
         try:
             pixels = self.reading.read(self.files[index])
+            sample = pixels.sample(None if self.labels is None else self.labels[index])
+            return sample if self.beside is None else self.beside.joined(sample, self.files[index])
         except DataError:
             if self.root is not None:
                 check_still_there(self.root)
             raise
-        return pixels.sample(None if self.labels is None else self.labels[index])
 
     def size_at(self, index: int) -> Size:
         """Height and width of an image, upright, by its header."""
@@ -85,6 +88,9 @@ class Folder(ReadsImages):
     # of the files that are images, such as ".tif"; unless given, all that can be read, arrays (.npy, .npz, .h5) only
     # where there are no pictures
     endings: tuple[str, ...] | None = attrs.field(default=None, validator=endings_of_files)
+    # folders of files beside the images, at the same paths, by name: {parts = "FOLDER"}; "valid" is which pixels were
+    # measured (not 0)
+    extras: dict[str, str] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         root = expanded(self.root)
@@ -93,11 +99,23 @@ class Folder(ReadsImages):
         self.layout: Layout = found.layout
         self.remarks: Sequence[str] = found.layout.lines()
         train, test = found_splits(found)
+        if self.extras:
+            train, test = self._with_extras(root, train, test)
         reading = self.decide(train)
         self.train: Split = attrs.evolve(train, reading=reading)
         self.test: Split = attrs.evolve(test, reading=reading)
         self.classes: Sequence[str] | None = found.classes
         settle_size(self, self.train)
+
+    def _with_extras(self, root: Path, train: ImageFiles, test: ImageFiles) -> tuple[ImageFiles, ImageFiles]:
+        """The splits, each image with what lies beside it; tells how many have nothing."""
+        self.extras = {name: str(expanded(folder).absolute()) for name, folder in self.extras.items()}
+        files = [*train.files, *test.files]
+        tops = {os.fspath(split.root) for split in (train, test) if split.root is not None and len(split)}
+        roots = [os.fspath(root), *(tops if len(tops) == 1 else ())]  # of several, one path would mean several images
+        beside = Beside.of(roots, self.extras, files)
+        self.remarks = [*self.remarks, *beside.told(files)]
+        return attrs.evolve(train, beside=beside), attrs.evolve(test, beside=beside)
 
 
 def check_still_there(root: str | os.PathLike[str]) -> None:

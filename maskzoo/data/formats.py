@@ -86,7 +86,7 @@ def pillow(image: Image.Image, name: str) -> Stored:
     deep, file = _deep_png(image), _file_of(image)
     if deep:
         kind, colours = "uint16", deep.partition(";")[0]
-    turned, told = _orientation(image), "exif" in image.info
+    turned, told = orientation(image), "exif" in image.info
 
     def values() -> NDArray[Any]:
         if deep:
@@ -114,7 +114,7 @@ def pillow(image: Image.Image, name: str) -> Stored:
     )
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """How a camera wants the image turned (1 to 8); 1, as it is stored, where what it says cannot be read."""
     try:
         # Of a PNG, Pillow's own would decode the pixels first.
