@@ -26,7 +26,7 @@ from maskzoo.backbones.sizes import any_size
 from maskzoo.blame import blaming, distribution_of, plugin_error, refuses, titled
 from maskzoo.bounds import MOST_STEPS
 from maskzoo.checks import kind_of
-from maskzoo.data.labels import unlabelled, why_unlabelled
+from maskzoo.data.labels import unlabelled, why_none, why_unlabelled
 from maskzoo.defaults import settled
 from maskzoo.engine import Engine, Mover, blocks_of, choose_device, choose_precision, compile_blocks, recompute
 from maskzoo.errors import ContractError, MaskZooError, PluginError, RecipeError
@@ -447,7 +447,9 @@ def check_needs(strategy: MaskingStrategy, objective: Objective, dataset: Datase
 
 def refuse_unlabelled(path: str, who: str, needs: frozenset[str], dataset: Dataset) -> None:
     """Refuse what needs labels where the training images have none, or one class, or some images none."""
-    if "labels" not in needs or dataset.classes is None:  # as a lack that is declared, it is told with the others
+    if "labels" not in needs:
+        return
+    if dataset.classes is None and not why_none(dataset):  # as a lack that is declared, it is told with the others
         return
     if reason := why_unlabelled(dataset):
         raise RecipeError(f"{path}: {who} needs labels, and {reason}")

@@ -8,12 +8,13 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from helpers import tiny_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from maskzoo import DataError, RecipeError
-from maskzoo.build import fingerprint
+from maskzoo.build import build, fingerprint
 from maskzoo.data.finding import find
 from maskzoo.data.folder import Folder
 from maskzoo.data.layout import ReadAs
@@ -235,6 +236,17 @@ def test_composed_and_decomposed_accents_are_one_class(tmp_path: Path):
     assert found.layout.classes == ("bar", NFC)
     assert found.test_labels == [1, 1, 1]
     assert "the class café is encoded in two ways" in "\n".join(found.layout.lines())
+
+
+@pytest.mark.parametrize("objective", ["classify", "masksub"])
+def test_what_needs_labels_is_told_that_a_single_folder_is_none(objective: str, tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    dataset = Folder(root=str(tmp_path), size=8)
+    recipe = tiny_recipe(objective=objective, train={"steps": 2, "batch_size": 2})
+    with pytest.raises(RecipeError, match=rf"'{objective}' needs labels, .* there is only one folder, 'images'"):
+        build(recipe, dataset, Registry(), steps_in_epoch=2)
 
 
 def test_files_without_an_ending_are_read_if_they_begin_as_images_do(tmp_path: Path):

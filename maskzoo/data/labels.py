@@ -110,13 +110,18 @@ def is_labelled(dataset: Dataset) -> bool:
     return not why_unlabelled(dataset)
 
 
+def why_none(dataset: Dataset) -> str:
+    """Why a data set without classes has none, as far as its `layout` knows: a single folder is no class."""
+    return str(getattr(getattr(dataset, "layout", None), "why_unlabelled", ""))
+
+
 def why_unlabelled(dataset: Dataset) -> str:
     """Why nothing can learn from the labels of the training images, as a clause; empty where it can.
 
     What is not known without reading images counts as labelled.
     """
     if dataset.classes is None:
-        reason = getattr(getattr(dataset, "layout", None), "why_unlabelled", "")
+        reason = why_none(dataset)
         return f"data '{dataset.name}' have none" + (f": {reason}" if reason else "")
     if len(dataset.classes) < 2:
         name = f" ('{printable(dataset.classes[0])}')" if dataset.classes else ""
