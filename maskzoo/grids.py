@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 Grid = tuple[int, int]
+MOST_CHANNELS = 256  # that are looked at
 ADDED = 0.01  # share of the largest value: how far a sum of rows and columns, which fixed tables are, may be off
 LEAST_ALIKE = 0.1  # correlation of neighbours in a table that was trained
 LEAST_SURE = 3.5  # the same in standard deviations of a table of independent values
@@ -19,8 +20,9 @@ AHEAD = 0.1  # how far the grid of a trained table is ahead of others, as a shar
 
 def grids_of(count: int) -> list[Grid]:
     """The grids of that many positions, squarest first; of one row or column only where there is no other."""
-    all_of_it = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
-    wide = [grid for grid in all_of_it if min(grid) > 1]
+    rows_of = [rows for rows in range(1, math.isqrt(count) + 1) if count % rows == 0]
+    all_of_it = {grid for rows in rows_of for grid in ((rows, count // rows), (count // rows, rows))}
+    wide = {grid for grid in all_of_it if min(grid) > 1}
     return sorted(wide or all_of_it, key=lambda grid: (max(grid) / min(grid), grid))
 
 
@@ -31,7 +33,7 @@ def told_by(table: Tensor, grids: Sequence[Grid]) -> Grid | None:
     neighbours are alike, more so than in any other grid. A square one is believed where it is the best; another one
     has to be clearly so. A table that is the same everywhere is of any grid.
     """
-    table = table.detach().double().cpu()
+    table = table.detach()[:, :: -(-table.shape[1] // MOST_CHANNELS)].double().cpu()
     table = table - table.mean(dim=0)
     if not table.isfinite().all():
         return None

@@ -60,11 +60,10 @@ class Origin:
                 return grid
         if len(grids) == 1 and min(grids[0]) > 1:
             return grids[0]
-        first = f"{grids[0][0]}, {grids[0][1]}"
         raise self.refused(
             f"does not tell where its positions lie: {held} has {count}, which are {of} of {listed(grids)}, and the "
-            f"values do not tell which. Say it: weights = {{ file = ..., grid = [{first}] }}, or "
-            f"--set 'weights.grid=[{first.replace(' ', '')}]'"
+            "values do not tell which. Say it: weights = { file = ..., grid = [ROWS, COLUMNS] }, or "
+            "--set 'weights.grid=[ROWS,COLUMNS]'"
         )
 
 

@@ -73,7 +73,11 @@ def _is_another(model: Any, inner: Mapping[str, Tensor]) -> bool:
     extra = [name for name in inner if name.split(".")[0] in parts and name not in model.state_dict()]
     extra = [name for name in extra if not SIZED.search(name) and not NORM.match(name)]
     return bool(missing or extra) or any(
-        value.shape != inner[name].shape for name, value in own.items() if name in inner
+        value.ndim != inner[name].ndim or len(value) != len(inner[name])  # channels and patches may be others
+        if name == KERNELS[0]
+        else value.shape != inner[name].shape
+        for name, value in own.items()
+        if name in inner
     )
 
 
@@ -136,8 +140,8 @@ def _fixed(table: Tensor, own: Tensor, new: Grid, origin: Origin) -> list[str]:
     old = new if table.shape == own.shape and _same(table[0, prefix:], own[0, prefix:]) else next(fitting, None)
     if old is None:
         raise origin.refused(
-            f"has learned positions, or fixed ones of another kind ({shape(table, 'pos_embed')}), and this backbone "
-            'its own in their place: backbone.position is "sin-cos"; "timm" takes those of the file'
+            f"has learned positions, or fixed ones of another kind ({shape(table, 'pos_embed')}), and those of this "
+            'backbone are fixed: backbone.position is "sin-cos"; set it to "timm" to load them'
         )
     told = [f"weights: the fixed positions are those of {by(new)} in place of {by(old)}"] if old != new else []
     if prefix and not _same(table[0, :prefix], own[0, :prefix]):

@@ -188,7 +188,7 @@ def test_a_continuous_bias_needs_no_resizing_and_the_new_share_of_the_window_is_
 
 
 def test_a_convolutional_network_has_nothing_to_be_resized():
-    source, target = (CnnBackbone(timm="resnet18", image_size=size) for size in (32, (64, 96)))
+    source, target = (CnnBackbone(timm="test_convnext", image_size=size) for size in (64, (64, 96)))
     found, told = loaded(target, source, recipe=of_a_run(source))
     assert (told == [] and all(found[name] is value for name, value in source.state_dict(keep_vars=False).items())) or (
         told == [] and all(torch.equal(found[name], value) for name, value in source.state_dict().items())
@@ -224,6 +224,13 @@ def test_kernels_of_patches_of_another_size_are_told():
     found, told = loaded(target, source, recipe=of_a_run(source))
     assert told == ["weights: the kernels of patches of 8 x 8 pixels were resized to 4 x 4 (as timm does)"]
     assert found["model.patch_embed.proj.weight"].shape[-2:] == (4, 4)
+
+
+def test_other_channels_do_not_keep_positions_from_being_resized():
+    source, target = vit((2, 8)), vit((4, 4), channels=1)
+    found, _ = loaded(target, source, recipe=of_a_run(source))
+    assert found["model.pos_embed"].shape == (1, 17, 16)
+    assert not torch.equal(found["model.pos_embed"], source.model.pos_embed)
 
 
 # ------------------------------------------------------------------------------------------------------- from a file
@@ -272,7 +279,7 @@ def test_a_file_that_tells_nothing_is_refused_with_what_it_could_be():
     assert str(refused.value) == (
         "recipe.weights: 'weights.pth' does not tell where its positions lie: pos_embed [1, 17, 16] has 16, which are "
         "a grid of 4 x 4, 2 x 8 or 8 x 2, and the values do not tell which. Say it: weights = { file = ..., "
-        "grid = [4, 4] }, or --set 'weights.grid=[4,4]'"
+        "grid = [ROWS, COLUMNS] }, or --set 'weights.grid=[ROWS,COLUMNS]'"
     )
     found, told = loaded(target, state, grid=(2, 8))
     assert torch.equal(found["model.pos_embed"], resample_abs_pos_embed(state["model.pos_embed"], [4, 4], [2, 8]))
@@ -424,7 +431,7 @@ def test_fixed_positions_follow_and_are_told():
 @pytest.mark.parametrize("known", [True, False])
 def test_learned_positions_are_not_replaced_by_fixed_ones(known: bool):
     source = vit((3, 3))
-    with pytest.raises(RecipeError, match=r'learned positions.*backbone\.position is "sin-cos"; "timm" takes'):
+    with pytest.raises(RecipeError, match=r'learned positions.*backbone\.position is "sin-cos"; set it to "timm"'):
         loaded(vit((4, 4), position="sin-cos"), source, **({"recipe": of_a_run(source)} if known else {}))
 
 
