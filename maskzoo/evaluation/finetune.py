@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from maskzoo.backbones.adapter import TimmBackbone
+from maskzoo.backbones.sizes import any_size
 from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, between
 from maskzoo.build import make_mover
 from maskzoo.data.batches import batches, steps_in_epoch
@@ -121,7 +122,8 @@ class FineTune:
             raise RecipeError(f"finetune.drop_path: the backbone '{backbone.name}' is no timm model; leave it unset")
         known: Any = backbone  # whose class is one of attrs, which mypy forgets
         try:
-            made = attrs.evolve(known, drop_path=self.drop_path, pretrained=False)
+            with any_size():
+                made = attrs.evolve(known, drop_path=self.drop_path, pretrained=False)
         except RecipeError as problem:
             raise RecipeError(f"finetune.drop_path: {problem}") from problem
         made.load_state_dict(backbone.state_dict())
