@@ -22,7 +22,7 @@ from maskzoo.resizing import resized
 # What is not of an encoder, or is behind it and never run here.
 LEFT_OUT = re.compile(
     r"(decoder|\w*heads?|fc|fc_norm|attn_pool|classifier|last_linear|mask_token|masked_embed|pre_logits|pooler|projector"
-    r"|predictor|prototypes)\b|(decoder|head|pred|proj)_"
+    r"|predictor|prototypes|logit_scale|logit_bias|queue|queue_ptr)\b|(decoder|head|pred|proj)_"
 )
 COMPUTED = re.compile(r".*\b(relative_position_index|relative_coords_table|attn_mask|num_batches_tracked)$")
 NEAR = 0.5  # share of the backbone's tensors that a table has at least, if it may be the one that is meant
@@ -125,7 +125,7 @@ def _parts(backbone: Any, tables: Mapping[str, Mapping[str, Tensor]], wanted: st
 
 def _is_in(place: str, wanted: str) -> bool:
     """Whether a place is the wanted one or in it; the keys in front of what is wanted need not be said."""
-    return f".{wanted}." in f".{place}."
+    return f".{wanted.strip('.')}." in f".{place}."
 
 
 # ---------------------------------------------------------------------------------------------------- whether they fit
@@ -150,17 +150,16 @@ def _fit(backbone: Any, part: Part, source: Source, asked: WeightsRecipe, key: s
                 given, more = _adapted(backbone, given, own)
                 remarks = [*remarks, *more]
     except Exception as problem:  # timm's own functions, given the names or sizes of another network
-        lacking = [name for name in inner if name not in given and not COMPUTED.match(name)]
+        lacking, besides = _missing(given, inner), _extra(backbone, given, own)
         words = str(problem).removeprefix(f"{key}: ")
-        if lacking and near >= ALMOST:
-            words = f"it lacks {some(lacking)}"
+        if (lacking or besides) and near >= ALMOST:
+            words = _names_told(lacking, besides)
         elif not isinstance(problem, MaskZooError):
             words = f"it cannot be resized: {type(problem).__name__}: {problem}"
-        unsized = isinstance(problem, RecipeError) and not lacking and _same_shapes(given, inner)
+        unsized = isinstance(problem, RecipeError) and not lacking and not besides and _same_shapes(given, inner)
         return Fit(part, problem=words, near=near, open=unsized)
     near = len(given.keys() & inner.keys()) / len(inner)
-    extra = [name for name in given if name not in own and not behind(backbone, name)]
-    missing = [name for name in inner if name not in given and not COMPUTED.match(name)]
+    extra, missing = _extra(backbone, given, own), _missing(given, inner)
     fixed = {name for name in own if name.startswith("model.")} - inner.keys()
     found = {name: value for name, value in given.items() if name in own and name not in fixed}
     wrong = [
@@ -169,9 +168,21 @@ def _fit(backbone: Any, part: Part, source: Source, asked: WeightsRecipe, key: s
         if value.shape != own[name].shape
     ]
     if missing or extra:
-        told = [f"{what} {some(names)}" for what, names in (("lacks", missing), ("holds besides", extra)) if names]
-        return Fit(part, problem=f"it {' and '.join(told)}", near=near)
+        return Fit(part, problem=_names_told(missing, extra), near=near)
     return Fit(part, found, remarks, f"it holds {some(wrong)}" if wrong else "", near)
+
+
+def _missing(given: Mapping[str, Tensor], inner: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in inner if name not in given and not COMPUTED.match(name)]
+
+
+def _extra(backbone: Any, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in given if name not in own and not behind(backbone, name)]
+
+
+def _names_told(missing: Sequence[str], extra: Sequence[str]) -> str:
+    told = [f"{what} {some(names)}" for what, names in (("lacks", missing), ("holds besides", extra)) if names]
+    return f"it {' and '.join(told)}"
 
 
 def _same_shapes(given: Mapping[str, Tensor], inner: Mapping[str, Tensor]) -> bool:
@@ -260,7 +271,7 @@ def _no_fit(backbone: Any, source: Source, fits: Sequence[Fit], wanted: str | No
 
 
 def _advice(fit: Fit) -> str:
-    if "lacks model.cls_token" in fit.problem:
+    if fit.problem in ("it lacks model.cls_token", "it lacks model.cls_token, model.pos_embed"):
         return "; backbone.options.class_token = false makes a backbone without a class token"
     if found := re.search(r"\[\d+, 3, (\d+, \d+)\], not \[\d+, (\d+), \1\]", fit.problem):
         return f"; weights.channels = 'adapt' makes weights for {found[2]} channels of those for 3, as timm does"
@@ -287,14 +298,19 @@ def _looks(tensors: Mapping[str, Tensor]) -> str:
         if (found := re.search(r"(?:^|\.)\w*(?:blocks|layers?|stages)\.(\d+)\.", name))
     ]
     if numbers:
-        told.append(f"{max(numbers) + 1} blocks or stages")
+        told.append(f"blocks or stages: {max(numbers) + 1}")
     return ", ".join(told) or "no images"
 
 
 def sized(tensors: Mapping[str, Tensor]) -> str:
     """How many tensors and numbers there are, in words."""
     numbers = sum(value.numel() for value in tensors.values())
-    return f"{len(tensors)} tensors, {numbers / 1e6:.2g} M numbers"
+    return f"{counted(len(tensors))}, {f'{numbers / 1e6:.3g} M' if numbers >= 1e5 else f'{numbers:,}'} numbers"
+
+
+def counted(tensors: int) -> str:
+    """A number of tensors, in words."""
+    return "1 tensor" if tensors == 1 else f"{tensors} tensors"
 
 
 def some(names: Sequence[str]) -> str:

@@ -84,14 +84,16 @@ def _read(path: Path) -> Any:
         return torch.load(opened, map_location="cpu", weights_only=True)
 
 
-def _tables(content: Mapping[Any, Any], place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The tables of tensors at any depth, with their places."""
+def _tables(
+    content: Mapping[Any, Any], place: str = "", above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tables of tensors at any depth, with their places; none that is inside of itself."""
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if tensors:
         yield place, tensors
     for name, value in content.items():
-        if isinstance(value, Mapping) and depth < DEEPEST:
-            yield from _tables(value, f"{place}.{name}" if place else str(name), depth + 1)
+        if isinstance(value, Mapping) and len(above) < DEEPEST and id(value) not in (*above, id(content)):
+            yield from _tables(value, f"{place}.{name}" if place else str(name), (*above, id(content)))
 
 
 # --------------------------------------------------------------------------------------------------- what it is instead

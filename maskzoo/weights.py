@@ -13,10 +13,12 @@ from torch import Tensor
 
 from maskzoo import checkpoint
 from maskzoo.errors import RecipeError
-from maskzoo.fitting import COMPUTED, Fit, Source, behind, chosen, inner_of, some
+from maskzoo.fitting import COMPUTED, Fit, Source, behind, chosen, counted, inner_of, some
 from maskzoo.protocols import Backbone
 from maskzoo.recipe import WeightsRecipe
 from maskzoo.weightfile import in_folder, tables_of
+
+WRAPPERS = re.compile(r"^((module|_orig_mod|_fsdp_wrapped_module)\.)+")  # of DDP, torch.compile and FSDP
 
 
 def load_weights(backbone: Backbone, weights: WeightsRecipe | Path, key: str = "recipe.weights") -> list[str]:
@@ -95,9 +97,10 @@ def _told(backbone: Any, fit: Fit, source: Source) -> list[str]:
     fixed = {name for name in unused if f"model.{name}" in own and f"model.{name}" not in inner} - {"pos_embed"}
     left = [name for name in unused if name in fixed or name.startswith("decoder") or behind(backbone, name)]
     others = [
-        f"'{place}' ({len(tensors)} tensors)"
+        told
         for place, tensors in source.tables.items()
-        if not source.ours and place != part.table and tensors
+        if not source.ours and place != part.table
+        for told in ([f"'{place}' ({counted(len(tensors))})"] if place else _grouped(list(tensors)))
     ]
     outside = [name for name in part.beside if name.removeprefix(part.prefix.removesuffix("model.")) not in fit.state]
     lines = [f"weights: taken from {part.told} of '{source.path}'"] if part.place and not source.ours else []
@@ -122,9 +125,9 @@ def _used(name: str, fit: Fit) -> bool:
 
 
 def _grouped(names: Sequence[str]) -> list[str]:
-    """Tensors by the first part of their names, with their number."""
+    """Tensors by the first part of their names that is not of what wraps a network, with their number."""
     groups: dict[str, int] = {}
     for name in names:
-        group = name.split(".")[0]
+        group = WRAPPERS.sub("", name).split(".")[0]
         groups[group] = groups.get(group, 0) + 1
-    return [f"{group} ({count} tensors)" if count > 1 else group for group, count in groups.items()]
+    return [f"{group} ({counted(count)})" if count > 1 else group for group, count in groups.items()]

@@ -206,7 +206,7 @@ FORMS: dict[str, tuple[str, Callable[[State], Any], str | None, tuple[str, ...]]
             "epoch": 300,
         },
         "target_encoder",
-        ("taken from 'target_encoder'", "'encoder' (29 tensors)", "'predictor' (1 tensors)"),
+        ("taken from 'target_encoder'", "'encoder' (29 tensors)", "'predictor' (1 tensor)"),
     ),
     "iBOT": (
         "vit",
@@ -382,8 +382,29 @@ def test_where_several_parts_fit_they_are_listed_with_the_key_that_chooses(tmp_p
     state = backbone_of("vit").model.state_dict()
     both = {"student": below("module.backbone.", state), "teacher": below("backbone.", state), "x": torch.ones(1)}
     told = refusal(both, tmp_path)
-    assert "holds 'student.module.backbone' (30 tensors, 0.01 M numbers), 'teacher.backbone' (30 tensors," in told
+    assert "holds 'student.module.backbone' (30 tensors, 9,968 numbers), 'teacher.backbone' (30 tensors," in told
     assert told.endswith("say which, e.g. weights.part = 'student.module.backbone'")
+
+
+def test_a_table_inside_of_itself_is_read_once(tmp_path: Path):
+    held: State = {"model": backbone_of("vit").model.state_dict()}
+    held["again"] = held
+    torch.save(held, tmp_path / "w.pth")
+    assert "taken from 'model'" in load_weights(backbone_of("vit", 1), tmp_path / "w.pth")[0]
+
+
+def test_what_wraps_a_network_is_not_told_as_its_name(tmp_path: Path):
+    state = backbone_of("vit").model.state_dict()
+    both = {**below("module.base_encoder.", state), **below("module.momentum_encoder.", other(state))}
+    torch.save({"state_dict": {**both, "module.queue": torch.ones(3)}}, tmp_path / "w.pth")
+    lines = load_weights(backbone_of("vit", 1), WeightsRecipe(str(tmp_path / "w.pth"), "momentum_encoder"))
+    assert lines[1:] == ["weights: left out: base_encoder (30 tensors), queue"]
+
+
+def test_a_token_that_this_backbone_does_not_have_is_named_and_no_grid_asked_for(tmp_path: Path):
+    options = {"img_size": 32, "patch_size": 8, **VIT}
+    told = refusal(timm.create_model("deit_tiny_distilled_patch16_224", **options).state_dict(), tmp_path)
+    assert "holds besides model.dist_token" in told
 
 
 def test_a_part_that_is_not_there_is_said_with_those_that_are(tmp_path: Path):
@@ -396,7 +417,7 @@ def test_a_file_of_another_network_is_told_with_what_it_holds_and_what_is_wanted
     told = refusal({"model": backbone_of("resnet").model.state_dict(), "epoch": 1}, tmp_path)
     assert "holds nothing that fits this backbone. It holds 'model' (" in told
     assert "first conv1.weight, bn1.weight, bn1.bias and" in told
-    assert "The backbone wants 30 tensors, 0.01 M numbers: width 16, 3 channels, 8 x 8 pixels, 2 blocks" in told
+    assert "The backbone wants 30 tensors, 9,968 numbers: width 16, 3 channels, 8 x 8 pixels, blocks" in told
 
 
 def test_names_of_transformers_are_told_as_such(tmp_path: Path):
@@ -408,8 +429,8 @@ def test_a_wider_network_is_told_by_its_width(tmp_path: Path):
     wide = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2)
     told = refusal({"teacher": below("backbone.", wide.state_dict())}, tmp_path)
     assert "does not fit this backbone: its part 'teacher.backbone' " in told
-    assert "it seems to be of width 24, 3 channels, 8 x 8 pixels, 3 blocks" in told
-    assert told.endswith("the backbone is of width 16, 3 channels, 8 x 8 pixels, 2 blocks or stages")
+    assert "it seems to be of width 24, 3 channels, 8 x 8 pixels, blocks or stages: 3" in told
+    assert told.endswith("the backbone is of width 16, 3 channels, 8 x 8 pixels, blocks or stages: 2")
 
 
 def test_an_encoder_without_class_token_says_which_backbone_takes_it(tmp_path: Path):
