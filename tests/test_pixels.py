@@ -193,6 +193,20 @@ def test_an_image_of_another_kind_is_refused_naming_both(tmp_path: Path):
     assert any("1 of 7 images looked at hold numbers of the kind uint8" in one for one in dataset.remarks)
 
 
+def test_floats_of_any_width_go_together_and_values_far_out_are_told(tmp_path: Path):
+    for number, dtype in enumerate(("float16", "float32", "float64")):
+        values = np.random.default_rng(number).random((64, 64)).astype(dtype) * 3
+        values[0, 0] = -9999
+        np.save(tmp_path / f"{number}.npy", values)
+    dataset = Folder(root=str(tmp_path))
+    assert dataset.kinds == ("float",)
+    assert all(dataset.train[number].image.dtype == torch.float32 for number in range(3))
+    assert any("set data.nodata" in one for one in dataset.remarks)
+    mended = Folder(root=str(tmp_path), nodata=-9999)
+    assert not any("set data.nodata" in one for one in mended.remarks)
+    assert mended.std[0] == pytest.approx(0.29, abs=0.02)
+
+
 def test_8_and_16_bits_go_together_where_all_bits_are_in_use(tmp_path: Path):
     Image.fromarray(np.full((8, 8), 60_000, dtype=np.uint16)).save(tmp_path / "0.png")
     Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save(tmp_path / "1.png")

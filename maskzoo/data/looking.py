@@ -21,6 +21,7 @@ LOOKED_AT = 64  # images, evenly spread
 MOST_VALUES = 2**27  # that are measured; of large images fewer are looked at, but no fewer than 4
 SAMPLED = 2**14  # values of an image from which the ends of a range are estimated
 TAILS = (0.1, 99.9)  # per cent: what lies outside of them may lie outside of the levels 0 to 1
+FAR = 100  # times the range: where the ends lie no further out, they may have been measured
 WIDTHS = (8, 10, 12, 14, 16, 20, 24, 32, 48, 64)  # bits that instruments have
 
 
@@ -165,9 +166,12 @@ def range_of(kind: str, seen: Sequence[Seen], measured: Measured) -> tuple[tuple
         words = f"{width}-bit files whose largest value in {images} is {measured.high:,.0f}: taken as {bits} bits"
         return (None if bits == width and width <= 16 else (0.0, 2.0**bits - 1)), words
     named = f"numbers of the kind {kind} from {measured.low:.6g} to {measured.high:.6g} in {images}"
-    if kind.startswith("float") and measured.low >= 0 and measured.high <= 1:
+    if kind == "float" and measured.low >= 0 and measured.high <= 1:
         return (0.0, 1.0), named
-    if kind.startswith("float") and measured.whole and measured.low >= 0 and 127 < measured.high <= 255:
+    if kind == "float" and measured.whole and measured.low >= 0 and 127 < measured.high <= 255:
         return (0.0, 255.0), f"{named}, all of them whole"
     low, high = (float(f"{end:.6g}") for end in measured.ends)
-    return (low, high if high != low else low + 1), f"{named}, {TAILS[0]} % below and above the range"
+    named += f", {TAILS[0]} % below and above the range"
+    if max(measured.high - high, low - measured.low) > FAR * max(high - low, 1e-30):
+        named += "; the ends are so far out that they may stand for missing values: then set data.nodata"
+    return (low, high if high != low else low + 1), named

@@ -33,9 +33,7 @@ __all__ = [
     "opened",
     "reading_of",
 ]
-KINDS = tuple(
-    f"{sort}{bits}" for sort in ("uint", "int", "float") for bits in (8, 16, 32, 64) if sort + str(bits) != "float8"
-)
+KINDS = ("uint8", "uint16", "uint32", "uint64", "int", "float")
 
 
 def a_range(_: object, field: attrs.Attribute[Any], value: tuple[float, float] | None) -> None:
@@ -97,7 +95,8 @@ class ReadsImages:
     background: str = attrs.field(default="white", kw_only=True, validator=a_colour)
     # name of the array that is the image, in files of several (.npz, HDF5)
     array: str = attrs.field(default="", kw_only=True)
-    # kinds of stored numbers, such as ["uint16"]: files of another are refused; unless given, what most of them have
+    # kinds of stored numbers, such as ["uint16"] or ["float"]: files of another are refused; unless given, what most of
+    # them have
     kinds: tuple[str, ...] | None = attrs.field(default=None, kw_only=True, validator=known_kinds)
     # channels that pictures show as red, green and blue, such as [4, 3, 2], or the one that they show; the first is 1
     shown: tuple[int, ...] | None = attrs.field(default=None, kw_only=True)
@@ -174,8 +173,8 @@ class ReadsImages:
             self.channels = commonest([one.bands for one in seen])
             other = sum(one.bands not in (1, self.channels) for one in seen)
             self._tell(
-                f"the files have {self.channels} {'band' if self.channels == 1 else 'bands'}, which become the channels"
-                + (f"; {other} of {len(seen)} looked at have others, and are refused" if other else "")
+                f"images have {self.channels} channel{'' if self.channels == 1 else 's'}, as many as their files "
+                "have bands" + (f"; {other} of {len(seen)} looked at have others, and are refused" if other else "")
             )
         if self.channels in (1, 3) and self.bands is None and (shining := sum(one.transparent for one in seen)):
             self._tell(
@@ -190,7 +189,7 @@ class ReadsImages:
             self._tell(f"{self.nodata:.10g} stands for a missing value, as files say (data.nodata)")
         if self.gaps is None:
             assert self.kinds is not None
-            floating = any(kind.startswith("float") for kind in self.kinds)
+            floating = "float" in self.kinds
             self.gaps = floating or self.nodata is not None or any(one.masked for one in seen)
 
     def _settle_numbers(self, files: Any, seen: Sequence[Seen]) -> None:

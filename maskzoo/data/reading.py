@@ -159,8 +159,13 @@ class Reading:
 
 
 def kind_of(found: Stored) -> str:
-    """The kind of an image's numbers; what is 0 or 1 is read as 0 or 255."""
-    return "uint8" if found.kind == "bool" else found.kind
+    """The kind of an image's numbers: "uint8" to "uint64", "int" or "float", of which the width changes no meaning.
+
+    What is 0 or 1 is read as 0 or 255.
+    """
+    if found.kind == "bool":
+        return "uint8"
+    return found.kind if found.kind.startswith("uint") else found.kind.rstrip("0123456789")
 
 
 def _convertible(found: Stored, channels: int) -> bool:
