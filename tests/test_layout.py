@@ -103,6 +103,8 @@ READ = [
      "are 5 images called as a mask of another beside it ('0_mask.png')"),
     ("train/a/*.jpg:5 train/b/*.jpg:5 dev/a/*.jpg:2 eval/a/*.jpg:1", "splits", "a b", 10, 2, "in dev/"),
     ("a/1/2/3/*.jpg:3 b/*.jpg:2 empty/", "classes", "a b", 5, 0, "folder empty/ (empty)"),
+    ("a/*.jpg:3 b/*.jpg:2", "classes", "a b", 5, 0, "5 training images, too few to hold every tenth out for testing"),
+    ("a/*.jpg:9 b/*.jpg:2", "classes", "a b", 10, 1, "10 training and 1 test image (every tenth held out)"),
 ]  # fmt: skip
 
 

@@ -47,11 +47,13 @@ class Layout:
 
     def _images(self) -> str:
         where = f" in {printable(self.train_folder)}/" if self.train_folder else ""
+        if self.held_out and not self.test:
+            return f"{counted(self.train, 'training image')}{where}, too few to hold every tenth out for testing"
         if self.held_out:
-            return f"{self.train:,} training and {self.test:,} test images (every tenth held out){where}"
+            return f"{self.train:,} training and {counted(self.test, 'test image')} (every tenth held out){where}"
         if not self.test_folder:
             return f"{counted(self.train, 'training image')}{where}, no test images"
-        return f"{counted(self.train, 'training image')}{where}, {self.test:,} for testing in {self.test_folder}/"
+        return f"{counted(self.train, 'training image')}{where}, {counted(self.test, 'test image')} in {self.test_folder}/"
 
 
 @attrs.frozen(eq=False)
