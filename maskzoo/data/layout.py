@@ -51,9 +51,10 @@ class Layout:
             return f"{counted(self.train, 'training image')}{where}, too few to hold every tenth out for testing"
         if self.held_out:
             return f"{self.train:,} training and {counted(self.test, 'test image')} (every tenth held out){where}"
+        trained = counted(self.train, "training image") + where
         if not self.test_folder:
-            return f"{counted(self.train, 'training image')}{where}, no test images"
-        return f"{counted(self.train, 'training image')}{where}, {counted(self.test, 'test image')} in {self.test_folder}/"
+            return f"{trained}, no test images"
+        return f"{trained}, {counted(self.test, 'test image')} in {self.test_folder}/"
 
 
 @attrs.frozen(eq=False)
