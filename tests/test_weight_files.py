@@ -319,12 +319,8 @@ FORMS: dict[str, tuple[str, Callable[[State], Any], str | None, tuple[str, ...]]
 }
 
 
-SLOW = ("SparK, encoder", "solo-learn, momentum", "ConvNeXt V2")  # networks of whose kind there is another here
-
-
-@pytest.mark.parametrize(
-    "form", [pytest.param(form, marks=[pytest.mark.slow] if form in SLOW else []) for form in FORMS]
-)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.sampled(12)
 def test_a_published_form_gives_the_features_of_its_encoder(form: str, tmp_path: Path):
     kind, publish, part, told = FORMS[form]
     expected = backbone_of(kind)
@@ -481,6 +477,7 @@ def test_tensors_without_plain_numbers_are_refused(odd: Any, tmp_path: Path):
     assert "without plain numbers (sparse, quantised or empty ones): model.norm.weight" in refusal(state, tmp_path)
 
 
+@pytest.mark.slow
 def test_counts_of_batches_that_are_not_there_change_nothing(tmp_path: Path):
     expected = backbone_of("resnet")
     state = {name: v for name, v in expected.model.state_dict().items() if not name.endswith("num_batches_tracked")}
@@ -500,6 +497,7 @@ def test_which_of_several_parts_is_asked_before_which_grid(tmp_path: Path):
     assert "4 x 4, 2 x 8 or 8 x 2" in told
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_teacher_where_that_is_asked_for(tmp_path: Path):
     session = tiny_session("attmask", dataset=noise_images())
     list(train(session, random_batches(2)))
