@@ -20,7 +20,7 @@ from maskzoo.backbones.vit import VitBackbone, sin_cos
 from maskzoo.errors import ContractError, MaskZooError
 from maskzoo.grids import Grid, grids_of, told_by
 from maskzoo.objectives.reconstruct import Reconstruct
-from maskzoo.origins import listed
+from maskzoo.origins import by, listed
 from maskzoo.protocols import Backbone
 from maskzoo.registry import Registry
 from maskzoo.windows import TABLE
@@ -212,11 +212,7 @@ def _refuse_oblong(state: Mapping[str, Tensor], tables: Sequence[Sequence[int]])
         same = [state[name].float() for name in names if len(state[name]) == rows]
         told = told_by(torch.cat(same, dim=1), sides) if sides else None
         if math.isqrt(rows) ** 2 != rows or rows % 2 == 0 or (told is not None and told[0] != told[1]):
-            kind = (
-                "no window"
-                if not sides
-                else f"windows of {' x '.join(str((side + 1) // 2) for side in told or sides[0])}"
-            )
+            kind = f"windows of {by(((told[0] + 1) // 2, (told[1] + 1) // 2))}" if told else "no square window"
             raise ContractError(
                 f"the checkpoint does not fit: the {rows} relative positions of its stage {stage} are of {kind}, and "
                 "windows are square here"

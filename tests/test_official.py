@@ -354,3 +354,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_a_sentence(change, sente
     _, state, _ = golden("mae_a")
     with pytest.raises(ContractError, match=sentence):
         official.load(change(state), "mae", num_heads=4, decoder_num_heads=4)
+
+
+@pytest.mark.parametrize(("sides", "told"), [((3, 15), "no square window"), ((4, 4), "no square"), ((3, 27), "2 x 14")])
+def test_windows_that_are_no_squares_are_refused(sides: tuple[int, int], told: str):
+    state = published(small_swin(64, 4))
+    drawn = torch.Generator().manual_seed(0)
+    smooth = torch.cartesian_prod(torch.arange(sides[0]).sin(), torch.arange(sides[1]).mul(0.3).cos())
+    for name in [name for name in state if name.endswith("bias_table")]:
+        table = torch.randn(len(smooth), state[name].shape[1], generator=drawn)
+        state[name] = smooth @ torch.randn(2, state[name].shape[1], generator=drawn) if "2 x" in told else table
+    with pytest.raises(ContractError, match=f"relative positions of its stage 0 are of .*{told}.*windows are square"):
+        official.load(state, "simmim-swin")

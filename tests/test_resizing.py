@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from helpers import random_images
+from helpers import noise_images, random_images, tiny_session
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor
 
-from maskzoo import ContractError, RecipeError, official
+from maskzoo import ContractError, RecipeError, checkpoint, official
 from maskzoo.backbones.beit import BeitBackbone
 from maskzoo.backbones.cnn import CnnBackbone
 from maskzoo.backbones.hiera import HieraBackbone
@@ -231,6 +231,19 @@ def test_other_channels_do_not_keep_positions_from_being_resized():
     found, _ = loaded(target, source, recipe=of_a_run(source))
     assert found["model.pos_embed"].shape == (1, 17, 16)
     assert not torch.equal(found["model.pos_embed"], source.model.pos_embed)
+
+
+@pytest.mark.slow
+def test_a_run_of_oblong_images_begins_one_of_square_ones(tmp_path: Path):
+    backbone = {"timm": "vit_tiny_patch16_224", "patch_size": 8, "options": NARROW}
+    before = tiny_session(dataset=noise_images(height=16, width=64), backbone={**backbone, "image_size": [16, 64]})
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.save(before, tmp_path / "checkpoints")
+    after = tiny_session(dataset=noise_images(), backbone=backbone, weights=str(tmp_path))
+    table = before.objective.backbone.model.pos_embed  # type: ignore[attr-defined]
+    expected = resample_abs_pos_embed(table, [4, 4], [2, 8])
+    assert torch.equal(after.objective.backbone.model.pos_embed, expected)  # type: ignore[attr-defined]
+    assert "weights: positions of 2 x 8 were resized to 4 x 4 (bicubic, as timm does)" in after.remarks
 
 
 # ------------------------------------------------------------------------------------------------------- from a file
