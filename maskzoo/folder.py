@@ -24,6 +24,7 @@ from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.marks import GENERATOR, is_run, remove_pictures, unused
 from maskzoo.measured import Measured
 from maskzoo.plain import (
+    DATA_PLACES,
     is_number,
     printable,
     read_json,
@@ -286,8 +287,8 @@ class RunFolder:
 
     def _data_moved(self, recipe: Mapping[str, Any]) -> bool:
         """Whether the images, which the checkpoint has known again, are elsewhere than recipe.toml says."""
-        there, here = (shown(plain).get("data.root") for plain in (read(self.path / "recipe.toml"), recipe))
-        return not same_place("data.root", there, here)
+        there, here = shown(read(self.path / "recipe.toml")), shown(recipe)
+        return not all(same_place(key, there.get(key), here.get(key)) for key in DATA_PLACES)
 
     def _mark(self, session: Session, registry: Registry, facts: Mapping[str, Any]) -> None:
         environment = {

@@ -27,6 +27,8 @@ FREE_KEYS = frozenset(
 
 # What a terminal, or a reader's eyes, would obey: control characters but line feed and tab, two that split lines,
 # overrides of the direction of writing; and surrogates, by which Python holds the bytes of a name that is not UTF-8.
+DATA_PLACES = ("data.root", "data.path")  # keys that say where data lie
+
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST_QUOTED, LONGEST_WORD = 80, 400  # letters of a user's value, and of any word, in a message
 
@@ -112,8 +114,8 @@ def absolute(folder: Any) -> Any:
 
 
 def same_place(key: str, first: Any, second: Any) -> bool:
-    """Whether two values of a key are the same, where that of `data.root` is a folder that may be named relatively."""
-    if key == "data.root" and isinstance(first, str) and isinstance(second, str):
+    """Whether two values of a key are the same, where that of DATA_PLACES is a folder, perhaps relative."""
+    if key in DATA_PLACES and isinstance(first, str) and isinstance(second, str):
         return os.path.realpath(os.path.expanduser(first)) == os.path.realpath(os.path.expanduser(second))
     return same(first, second)
 

@@ -32,6 +32,7 @@ from maskzoo.bounds import MOST_EPOCHS, MOST_IMAGES, MOST_SIDE, MOST_STEPS, MOST
 from maskzoo.errors import ContractError, DataError, MaskZooError, PluginError, RecipeError
 from maskzoo.offers import refuse_half_written, wrong_declarations
 from maskzoo.plain import (
+    DATA_PLACES,
     FREE_KEYS,
     is_utf8,
     named,
@@ -325,7 +326,7 @@ def differing(
         for key in sorted(there.keys() | here.keys())
         if key.split("[")[0] not in FREE_KEYS
         and not same_place(key, there.get(key), here.get(key))
-        and not (moved and key == "data.root")
+        and not (moved and key in DATA_PLACES)
     ]
 
 

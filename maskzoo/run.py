@@ -196,7 +196,8 @@ def _dataset(recipe: Recipe, registry: Registry, *, moved: bool) -> Dataset:
         made: Dataset = make(registry, "dataset", recipe.data, "recipe.data")
         return made
     except (DataError, RecipeError) as problem:
-        root = recipe.data.get("root") if isinstance(recipe.data, Mapping) else None
+        data = recipe.data if isinstance(recipe.data, Mapping) else {}
+        root = data.get("root", data.get("path"))
         if not moved or not isinstance(root, str) or Path(root).expanduser().exists():
             raise
         raise type(problem)(f"{problem}; if the data have moved, say where they are with --data") from problem

@@ -98,8 +98,9 @@ def _made_by(
     if not isinstance(held, Mapping):
         return beside, []
     data = beside.get("data")
-    if isinstance(data, Mapping) and isinstance(held.get("data"), Mapping) and "root" in data:
-        held = {**held, "data": {**held["data"], "root": data["root"]}}
+    if isinstance(data, Mapping) and isinstance(held.get("data"), Mapping):
+        places = {name: data[name] for name in ("root", "path") if name in data}
+        held = {**held, "data": {**held["data"], **places}}
     try:
         other = differing(beside, held, registry)
     except MaskZooError as problem:

@@ -361,3 +361,11 @@ def test_a_run_trains_and_resumes_from_another_folder(tmp_path: Path, monkeypatc
     again = CliRunner().invoke(main, ["train", "--out", str(tmp_path / "r"), "--resume"])
     assert again.exit_code == 0, again.output
     assert "already finished" in again.output
+    (tmp_path / "d").rename(tmp_path / "moved")
+    gone = CliRunner().invoke(main, ["train", "--out", str(tmp_path / "r"), "--resume"])
+    assert gone.exit_code == 2
+    assert "if the data have moved, say where they are with --data" in gone.output
+    moved = ["--data", f"hf:{tmp_path}/moved"]
+    there = CliRunner().invoke(main, ["train", "--out", str(tmp_path / "r"), "--resume", *moved])
+    assert there.exit_code == 0, there.output
+    assert f'path = "{tmp_path}/moved"' in (tmp_path / "r/recipe.toml").read_text()

@@ -104,7 +104,7 @@ def _where(setting: Setting, settings: Sequence[Setting]) -> str:
 
 def data_name(data: Any) -> str:
     """What data are called: as their folder is, or as the plugin."""
-    root = data.get("root") if isinstance(data, Mapping) else None
+    root = data.get("root", data.get("path")) if isinstance(data, Mapping) else None
     return PurePath(root).name if isinstance(root, str) and PurePath(root).name else str(named(data))
 
 

@@ -23,7 +23,7 @@ from maskzoo.plain import printable, replace
 
 WIDTH, HEIGHT, DOTS = 10.0, 10.4, 130  # inches, inches, and dots an inch
 BARS = 20  # classes that have a bar
-LONGEST_NAME = 22  # letters of a name on the page
+LONGEST_NAME, LONGEST_LINE = 22, 150  # letters of a name, and of a line, on the page
 TRAIN, TEST, GREY = "#3b6ea5", "#e0a030", "#7a8190"
 HUES = {1: ("#444a55",), 3: ("#c0392b", "#2e8b57", "#2f5fb3"), 4: ("#c0392b", "#2e8b57", "#2f5fb3", "#8a8a8a")}
 COLUMNS = 8  # of the images
@@ -78,7 +78,8 @@ def _head(figure: Any, told: Mapping[str, Any]) -> None:
         va="top",
     )
     for number, line in enumerate(told["concerns"][:2]):
-        figure.text(0.03, 0.937 - 0.017 * number, f"! {_short(line, 150)}", va="top", fontsize=8, color="#a03020")
+        words = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..."
+        figure.text(0.03, 0.937 - 0.017 * number, f"! {words}", va="top", fontsize=8, color="#a03020")
 
 
 def _taken(run: Mapping[str, Any]) -> str:
@@ -150,7 +151,8 @@ def _levels(axes: Any, told: Mapping[str, Any], look: Look) -> None:
     low, high = told["range"] or (None, None)
     axes.set_xlabel("level" if low is None else f"level (stored values {low:.6g} to {high:.6g})")
     if len(bins) <= 6:
-        axes.legend(frameon=False, loc="upper center", fontsize=8, ncols=len(bins))
+        above = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "borderaxespad": 0}
+        axes.legend(frameon=False, fontsize=8, ncols=len(bins), **above)
 
 
 def _images(figure: Any, place: Any, told: Mapping[str, Any], look: Look) -> None:

@@ -67,7 +67,9 @@ def _data(told: Mapping[str, Any]) -> Iterator[str]:
     images = sum(split["images"] for split in told["splits"].values())
     if not told["laid_out"]:
         yield ", ".join(f"{split['images']:,} {name} images" for name, split in told["splits"].items())
-    what = f"all {images:,} images" if looked == images else f"{looked:,} of {images:,} images, evenly spread"
+    what = f"all {images:,} images"
+    if looked < images:
+        what = f"{looked:,} of {images:,} images, evenly spread (all of them: --all)"
     yield (
         f"looked at {what}: {broken or 'none'} broken, {told['images_per_second']:,.0f} a second "
         f"({told['threads']} threads)"

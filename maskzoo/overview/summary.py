@@ -24,6 +24,7 @@ MADE_BY = "MaskZoo data"  # what files say of themselves, so that they may be wr
 MOST_NAMED = 100  # broken images and copies that are named one by one
 FEW = 3  # that a message names
 IMBALANCED = 10  # times as many images of one class as of another that are worth a word
+LARGE = 0.2  # share of the images in one class from which top-1 accuracy says little by itself
 NEARLY_EMPTY = 1e-4  # deviation of a channel whose pixels are all the same
 
 
@@ -168,18 +169,19 @@ def concerns(told: Mapping[str, Any]) -> list[str]:
     """What somebody should look at before training, the gravest first."""
     counts = told["counts"]
     looked = sum(split["looked_at"] for split in told["splits"].values())
+    some = "" if looked == sum(split["images"] for split in told["splits"].values()) else ", of those looked at"
     found = []
     if counts["broken"]:
         found.append(f"{counts['broken']} of {looked} images cannot be read: {told['broken'][0]['problem']}")
     if counts["leaks"]:
         pairs = "; ".join(f"{test} is {train}" for test, train in told["leaks"][:FEW])
-        what = f"{_images(counts['leaks'], 'test image')} also among the training images, to the pixel"
+        what = f"{_images(counts['leaks'], 'test image')} also among the training images{some}, to the pixel"
         found.append(f"{what}: {pairs}")
     if counts["contradictions"]:
         group = " and ".join(told["contradictions"][0][:2])
         found.append(f"{_images(counts['contradictions'], 'image')} there with several labels: {group}")
     if counts["copies"] > counts["leaks"]:
-        what = f"{_images(counts['copies'], 'image')} there more than once, to the pixel"
+        what = f"{_images(counts['copies'], 'image')} there more than once{some}, to the pixel"
         found.append(f"{what}: {' is '.join(told['copies'][0][:2])}")
     if refused := told["run"].get("refused"):
         found.append(f"a run would be refused: {refused}")
@@ -194,11 +196,9 @@ def _of_classes(classes: Sequence[Mapping[str, Any]] | None) -> list[str]:
     counts = [one["train"] for one in classes or () if one["train"]]
     if len(counts) < 2 or max(counts) < IMBALANCED * min(counts):
         return []
-    share = 100 * max(counts) / sum(counts)
-    return [
-        f"the largest class has {max(counts) / min(counts):,.0f} times as many training images as the smallest; always "
-        f"to answer it is right in {share:.0f} % of them"
-    ]
+    told = f"the largest class has {max(counts) / min(counts):,.0f} times as many training images as the smallest"
+    share = max(counts) / sum(counts)
+    return [told + (f"; always to answer it is right in {100 * share:.0f} % of them" if share >= LARGE else "")]
 
 
 def _of_channels(told: Mapping[str, Any], looked: int) -> list[str]:
