@@ -68,10 +68,18 @@ class OfSeveralSeeds(Command):
                 parameter.hidden = True
 
 
+ORDER = ("data", "train", "evaluate", "compare", "cost", "preview", "export", "list", "show", "plugins")
+
+
 class Commands(click.Group):
     """A group whose commands answer a MaskZooError with one sentence and exit code 2, or 75 for a stopped run."""
 
     command_class = Command
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The commands in the order in which one needs them."""
+        known = super().list_commands(context)
+        return [*(name for name in ORDER if name in known), *(name for name in known if name not in ORDER)]
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         """Read the options that come before a command."""

@@ -308,6 +308,33 @@ def test_the_command_line_names_a_data_set(tmp_path: Path):
     assert plain["data"] == {"use": "hf", "path": "org/name", "label_column": "species"}
 
 
+def test_image_files_that_the_library_leaves_out_are_told(tmp_path: Path):
+    for number, name in enumerate(("train", "bus", "car")):  # of which it takes the first for a split
+        (tmp_path / "d" / name).mkdir(parents=True)
+        (tmp_path / "d" / name / "x.png").write_bytes(content(number))
+    dataset = HuggingFace(path=str(tmp_path / "d"))
+    assert len(dataset.train) == 1
+    assert any("of 3 image files" in one and "takes 1, as the splits 'train'" in one for one in dataset.remarks)
+
+
+def test_of_several_configurations_one_has_to_be_named(tmp_path: Path):
+    for name, first in (("day", 0), ("night", 5)):
+        table(4, first=first).to_parquet(str(tmp_path / f"d/{name}/train.parquet"))
+    entries = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("day", "night"))
+    (tmp_path / "d/README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    for config in (None, "dusk"):
+        with pytest.raises(RecipeError, match=r"say which; .* has 'day', 'night'") as told:
+            HuggingFace(path=str(tmp_path / "d"), config=config)
+        assert told.value.key == "config"
+    assert numbers(HuggingFace(path=str(tmp_path / "d"), config="night").train)[0][0] == 5
+
+
+def test_a_column_without_any_label_makes_no_classes(tmp_path: Path):
+    dataset = HuggingFace(path=saved(tmp_path / "d", train=table(3, labels=[-1, -1, None], names=None)))
+    assert dataset.classes is None
+    assert any("no labels but those below 0" in one for one in dataset.remarks)
+
+
 # ------------------------------------------------------------------------------------------------------------- refusals
 def test_without_the_hub_there_is_one_message(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

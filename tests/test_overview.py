@@ -168,6 +168,16 @@ def test_shards_a_recipe_a_run_and_names_are_taken(tmp_path: Path):
     assert "neither a folder nor a data set" in data(tmp_path / "nothing", code=2).output
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_of_a_stream_the_classes_of_what_was_seen_are_counted(tmp_path: Path):
+    pytest.importorskip("webdataset")
+    write_shards(tmp_path / "shards", 4)
+    source = f'data={{use="timm",source="wds/",root="{tmp_path}/shards",train_split="train-{{0000..0003}}.tar",'
+    held = told(tmp_path, "--set", source + "train_images=24,class_count=3}", "--look", "9")
+    assert sum(one["train"] for one in held["classes"]) == 9
+    assert {one["counted"] for one in held["classes"]} == {"seen"}
+
+
 def test_images_looked_at_are_spread_over_both_splits():
     images = Images(torch.zeros(1000, 1, 4, 4, dtype=torch.uint8))
     places = choose(images, 100)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from maskzoo.bounds import MOST_CLASSES
 from maskzoo.data.folder import check_still_there
 from maskzoo.data.library import library
-from maskzoo.data.pixels import Reading, ReadsImages
+from maskzoo.data.pixels import PICTURES, Reading, ReadsImages
 from maskzoo.data.sizes import a_size, settle_size
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import not_empty, quoted
@@ -145,7 +145,12 @@ class HuggingFace(ReadsImages):
         table = splits[self.train_split]
         self.image_column = image_column(table.features, self.image_column)
         self.label_column = label_column(table.features, self.label_column)
-        self.classes: Sequence[str] | None = class_names(table, self.label_column) if self.label_column else None
+        names = class_names(table, self.label_column) if self.label_column else []
+        self.classes: Sequence[str] | None = names or None
+        if self.label_column and not names:
+            self._tell(f"the column '{self.label_column}' of '{self.path}' has no labels but those below 0, for none")
+        if folder is not None and (unused := unused_files(folder, splits)):
+            self._tell(unused)
         train, test = self._test(splits, self._split(splits, self.train_split, folder), folder)
         reading = self.decide(train)
         self.train: Split = attrs.evolve(train, reading=reading)
@@ -220,6 +225,8 @@ def splits_of(path: str, config: str | None, folder: str | None) -> Mapping[str,
     Programs that come with a data set are never run.
     """
     datasets = library("datasets", "maskzoo[data]")
+    if config is not None and folder is not None and saved(Path(folder)):
+        raise RecipeError(f"'{path}' was saved with one configuration alone; leave it out", key="config")
     older = int(datasets.__version__.partition(".")[0]) < 4  # which would run them if it were asked to
     safe = {"trust_remote_code": False} if older else {}
     try:
@@ -241,10 +248,11 @@ def saved(folder: Path) -> bool:
 def _refused(path: str, folder: str | None, error: Exception) -> DataError | RecipeError:
     """What could not be opened, in a message."""
     words = " ".join(str(error).split()) or type(error).__name__
+    if "onfig name is missing" in words or "BuilderConfig" in words:
+        there = re.search(r"\[(.*?)\]", words)
+        return RecipeError(f"say which; '{path}' has {there[1] if there else words}", key="config")
     if folder is not None:
         return DataError(f"'{path}' cannot be read as a data set of Hugging Face: {words}")
-    if "onfig name is missing" in words or "BuilderConfig" in words:
-        return RecipeError(f"'{path}': {words}", key="config")
     offline = isinstance(error, ConnectionError) or "offline" in words.lower() or "Couldn't reach" in words
     if offline:
         return DataError(
@@ -272,6 +280,22 @@ def quiet(datasets: Any) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
         if shown:
             datasets.enable_progress_bars()
+
+
+def unused_files(folder: str, splits: Mapping[str, Any]) -> str:
+    """What to tell of image files in a folder that the library has read as images and not taken; empty: nothing."""
+    used = sum(len(table) for table in splits.values())
+    there = 0
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        there += sum(name.lower().endswith(PICTURES) and not name.startswith(".") for name in files)
+    if there <= used:
+        return ""
+    names = ", ".join(f"'{name}'" for name in splits)
+    return (
+        f"of {there:,} image files in '{folder}' the library `datasets` takes {used:,}, as the splits {names}; --data "
+        "with the folder alone reads them by their classes"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- splits and columns

@@ -95,7 +95,7 @@ def _classes(axes: Any, told: Mapping[str, Any]) -> None:
     if not classes:
         _nothing(axes, "no labels")
         return
-    ranked = sorted(classes, key=lambda one: -(one["train"] or 0))
+    ranked = sorted(classes, key=lambda one: -one["train"])
     shown = ranked if len(ranked) <= BARS else [*ranked[: BARS // 2], *ranked[-BARS // 2 :]]
     places = np.arange(len(shown), dtype=float)
     if len(shown) < len(ranked):
@@ -103,7 +103,7 @@ def _classes(axes: Any, told: Mapping[str, Any]) -> None:
         axes.text(0, BARS // 2, f" ... {len(ranked) - len(shown):,} more", va="center", fontsize=8, color=GREY)
     left = np.zeros(len(shown))
     for split, colour in (("train", TRAIN), ("test", TEST)):
-        counts = np.array([one[split] or 0 for one in shown], dtype=float)
+        counts = np.array([one[split] for one in shown], dtype=float)
         axes.barh(places, counts, left=left, color=colour, height=0.72, label=split)
         left += counts
     axes.set_yticks(places, [_short(one["name"], LONGEST_NAME) for one in shown], fontsize=8)

@@ -78,20 +78,22 @@ def _data(told: Mapping[str, Any]) -> Iterator[str]:
 
 def _classes(classes: Sequence[Mapping[str, Any]], console: Console) -> Listing:
     """A row for each class, or for the largest and the smallest."""
-    ranked = sorted(classes, key=lambda one: -(one["train"] or 0))
+    ranked = sorted(classes, key=lambda one: -(one["train"]))
     shown: list[Mapping[str, Any] | str] = list(classes)
     if len(classes) > ALL_CLASSES:
         middle = ranked[LARGEST:-SMALLEST]
-        least, most = (end([one["train"] or 0 for one in middle]) for end in (min, max))
+        least, most = (end([one["train"] for one in middle]) for end in (min, max))
         shown = [*ranked[:LARGEST], f"{len(middle):,} more, {least:,} to {most:,} each", *ranked[-SMALLEST:]]
-    top = max((one["train"] or 0 for one in classes), default=0) or 1
+    top = max((one["train"] for one in classes), default=0) or 1
     table = Listing(("  class", "train", "test", ""), numbers={1, 2})
     for one in shown:
         if isinstance(one, str):
             table.add(Text(f"  {one}", style="dim"))
             continue
-        counts = ["?" if one[split] is None else f"{one[split]:,}" for split in ("train", "test")]
-        table.add(f"  {one['name']}", *counts, Text(_bar((one["train"] or 0) / top, console), style="cyan"))
+        counts = [f"{one[split]:,}" for split in ("train", "test")]
+        table.add(f"  {one['name']}", *counts, Text(_bar(one["train"] / top, console), style="cyan"))
+    if classes[0]["counted"] == "seen":
+        table.remarks.append("  counted among the images that were looked at")
     return table
 
 

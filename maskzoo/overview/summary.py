@@ -50,7 +50,7 @@ def summary(dataset: Dataset, look: Look, recipe: Recipe, registry: Registry) ->
         "remarks": remarks_of(dataset),
         "laid_out": getattr(dataset, "layout", None) is not None,  # then the remarks say how many images there are
         "splits": splits,
-        "classes": classes_of(dataset),
+        "classes": classes_of(dataset, seen),
         "files": files_of(seen),
         "sizes": sizes_of(seen),
         "channels": channels_of(look),
@@ -76,16 +76,24 @@ def summary(dataset: Dataset, look: Look, recipe: Recipe, registry: Registry) ->
     return {**told, "concerns": concerns(told)}
 
 
-def classes_of(dataset: Dataset) -> list[dict[str, Any]] | None:
-    """The classes with how many images of each there are (None where that means reading all); None without labels."""
+def classes_of(dataset: Dataset, seen: Sequence[SeenImage]) -> list[dict[str, Any]] | None:
+    """The classes with how many images of each there are; None without labels.
+
+    Where to know that means to read all, the images that were looked at are counted ("counted": "seen").
+    """
     if dataset.classes is None:
         return None
     splits = {"train": dataset.train, "test": dataset.test}
     counts = {name: counts_of(split, len(dataset.classes)) for name, split in splits.items()}
+    looked = Counter((image.split, image.label) for image in seen)
     return [
         {
             "name": printable(name),
-            **{split: None if found is None else int(found.by_class[number]) for split, found in counts.items()},
+            **{
+                split: looked[split, number] if found is None else int(found.by_class[number])
+                for split, found in counts.items()
+            },
+            "counted": "seen" if counts["train"] is None else "all",
         }
         for number, name in enumerate(dataset.classes)
     ]
