@@ -12,9 +12,10 @@ import torch
 from test_timm_data import number_of, write_shards
 
 from maskzoo.data.batches import batches
+from maskzoo.data.contents import cache_folder
 from maskzoo.data.folder import SourceGoneError
 from maskzoo.data.places import SCHEMES, harmless
-from maskzoo.data.shards import Shards, cache_folder
+from maskzoo.data.shards import Shards
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.recipe import describe, make
 from maskzoo.registry import Registry

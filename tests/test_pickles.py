@@ -13,6 +13,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from test_timm_data import picture, write_folder, write_shards
 
 from maskzoo import DataError, MaskZooError, RecipeError, Registry, checkpoint
 from maskzoo.cli import main
-from maskzoo.data.shards import Shards, cache_folder
+from maskzoo.data.contents import cache_folder
+from maskzoo.data.shards import Shards
 from maskzoo.data.through_timm import ThroughTimm
 from maskzoo.recipe import make
 from maskzoo.weightfile import tables_of
@@ -206,10 +208,19 @@ def test_timm_s_pickles_beside_a_tar_are_neither_read_nor_written(harm: Path, tm
 def test_an_index_of_shards_that_holds_objects_is_made_anew(way: Callable[..., None], harm: Path, tmp_path: Path):
     write_shards(tmp_path / "data", shards=1)
     Shards(root=str(tmp_path / "data"))
-    (kept,) = cache_folder().glob("*.npy")
-    way(Harmful(harm), kept)
-    assert len(Shards(root=str(tmp_path / "data")).train) == 6
-    assert np.load(kept, allow_pickle=False).shape == (6, 3)
+    (kept,) = cache_folder().glob("*.npz")
+    planted = tmp_path / "table.npy"
+    way(Harmful(harm), planted)
+    for whole in (True, False):
+        if whole:
+            kept.write_bytes(planted.read_bytes())
+        else:
+            with zipfile.ZipFile(kept, "w") as archive:
+                archive.write(planted, "table.npy")
+                archive.write(planted, "about.npy")
+        assert len(Shards(root=str(tmp_path / "data")).train) == 6
+        with np.load(kept, allow_pickle=False) as made:
+            assert made["table"].shape == (6, 3)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from test_data import fashion_files
 from torch import Tensor
 
 from maskzoo.data.batches import batches
+from maskzoo.data.contents import cache_folder
 from maskzoo.data.fashion_mnist import FashionMnist
-from maskzoo.data.shards import Shards, cache_folder
+from maskzoo.data.shards import Shards
 from maskzoo.data.through_timm import ThroughTimm
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.evaluation.features import evenly_spread
@@ -140,11 +141,11 @@ def test_labels_are_found_in_json_or_not_at_all(tmp_path: Path) -> None:
 def test_a_damaged_index_of_shards_is_made_anew(kept: object, tmp_path: Path) -> None:
     root = write_shards(tmp_path / "data", shards=1)
     Shards(root=str(root))
-    (index,) = cache_folder().glob("*.npy")
+    (index,) = cache_folder().glob("*.npz")
     if kept is None:
         index.write_bytes(b"")  # as a power cut leaves it
     else:
-        np.save(index, kept)
+        np.savez(index, table=kept, about=np.array('{"passed": {}, "alone": 0, "example": ""}'))
     data = Shards(root=str(root)).train
     assert [number_of(data[place].image) for place in range(len(data))] == list(range(6))
 

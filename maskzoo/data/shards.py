@@ -5,24 +5,20 @@ Shapes: M images.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import math
-import os
 import re
-import tarfile
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, ClassVar
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from maskzoo.bounds import MOST_CLASSES, MOST_SHARDS, between
+from maskzoo.data.contents import contents, passed_over, told
+from maskzoo.data.labels import NO_LABEL
 from maskzoo.data.pixels import Reading, ReadsImages
 from maskzoo.data.places import Place, Remote, place_of
 from maskzoo.data.sizes import a_size, settle_size
@@ -31,7 +27,6 @@ from maskzoo.plain import MOST_BYTES, not_empty, parse_json, quoted
 from maskzoo.protocols import Sample, Split, define
 
 INFO_FILES = ("_info.json", "info.json")  # what the shards of timm's data sets come with
-NO_LABEL = -1
 AT_ONCE = 8  # shards that are gone through side by side where each is fetched for it
 
 
@@ -47,7 +42,7 @@ class ImagesInShards:
     shard: NDArray[np.int32]  # [M] which of the files an image is in
     start: NDArray[np.int64]  # [M] its first byte
     size: NDArray[np.int64]  # [M] how many bytes it has
-    labels: NDArray[np.int64] | None  # [M]
+    labels: NDArray[np.int64] | None  # [M], NO_LABEL where an image has none; None: nowhere is any
     reading: Reading = attrs.field(factory=Reading)
 
     def __len__(self) -> int:
@@ -55,7 +50,13 @@ class ImagesInShards:
 
     def __getitem__(self, index: int) -> Sample:
         pixels = self.reading.read(*self.stored(index))
-        return pixels.sample(None if self.labels is None else int(self.labels[index]))
+        label = NO_LABEL if self.labels is None else int(self.labels[index])
+        return pixels.sample(None if label == NO_LABEL else label)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any image has a label."""
+        return self.labels is not None and bool((self.labels != NO_LABEL).any())
 
     def stored(self, index: int) -> tuple[IO[bytes], str]:
         """The bytes of an image, and where they lie."""
@@ -87,11 +88,14 @@ class Shards(ReadsImages):
 
     def __attrs_post_init__(self) -> None:
         place = place_of(self.root)
+        self.remarks: Sequence[str] = []
         train = self._split(place, find_shards(place, self.train_split, "train_split"))
         files = find_shards(place, self.test_split, "test_split") if self.test_split else []
         test = self._split(place, files)
         if both := set(train.files) & set(test.files):
             raise RecipeError(f"'{min(both)}' is among the training images too", key="test_split")
+        if not train.labelled:
+            train, test = (attrs.evolve(split, labels=None) for split in (train, test))
         reading = self.decide(train)
         self.train: Split = attrs.evolve(train, reading=reading)
         self.test: Split = attrs.evolve(test, reading=reading)
@@ -110,27 +114,26 @@ class Shards(ReadsImages):
         settle_size(self, self.train)
 
     def _split(self, place: Place, files: Sequence[str]) -> ImagesInShards:
+        keys = tuple(one.lower().removeprefix(".") for one in self.image_key)
         with ThreadPoolExecutor(AT_ONCE if isinstance(place, Remote) else 1) as pool:
-            found = list(pool.map(lambda file: members(place, file, tuple(self.image_key), self.label_key), files))
-        table = np.concatenate([np.empty((0, 3), dtype=np.int64), *found])
-        labels = table[:, 2]
-        lacking = int((labels == NO_LABEL).sum())
-        if 0 < lacking < len(labels):
-            raise DataError(
-                f"{lacking} of {len(labels)} images in '{files[0]}' and its like have no '{self.label_key}'"
-            )
+            each = list(pool.map(lambda file: contents(place, file, keys, self.label_key), files))
+        found = dict(zip(files, each, strict=True))
+        table = np.concatenate([np.empty((0, 3), dtype=np.int64), *(one.table for one in each)])
         if files and not len(table):
+            passed = passed_over(found)
             raise DataError(
-                f"'{files[0]}' and its like hold no images; these would be members that end in "
-                f"{', '.join(self.image_key)} (`data.image_key`)"
+                f"'{files[0]}' and its like hold no images; these would be members that end in {', '.join(keys)} "
+                "(`data.image_key`), after the first dot of their name" + (f"; there are {passed}" if passed else "")
             )
+        self.remarks = [*self.remarks, *told(found, keys, self.label_key)]
+        labels = table[:, 2]
         return ImagesInShards(
             place=place,
             files=files,
-            shard=np.repeat(np.arange(len(files), dtype=np.int32), [len(one) for one in found]),
+            shard=np.repeat(np.arange(len(files), dtype=np.int32), [len(one.table) for one in each]),
             start=table[:, 0],
             size=table[:, 1],
-            labels=None if lacking or not self.label_key else labels,
+            labels=labels,
         )
 
 
@@ -194,91 +197,3 @@ def _numbered(pattern: str) -> Iterator[str]:
     for number in range(int(found[1]), int(found[2]) + 1):
         head, tail = pattern[: found.start()], pattern[found.end() :]
         yield from _numbered(f"{head}{number:0{len(found[1])}d}{tail}")
-
-
-def members(place: Place, file: str, image_key: tuple[str, ...], label_key: str) -> NDArray[np.int64]:
-    """[M, 3]: first byte, number of bytes and label of each image of a shard; NO_LABEL where there is none.
-
-    A large shard takes seconds to go through, so what was found is kept in the user's cache, under the shard's name,
-    size and time of change, or what else its place says of that. Raises DataError for what is no whole, uncompressed
-    tar file.
-    """
-    kept = None
-    try:
-        state = place.state(file)
-        if state is not None:
-            told = json.dumps([state, image_key, label_key])
-            kept = cache_folder() / f"{hashlib.blake2b(told.encode(), digest_size=16).hexdigest()}.npy"
-            if kept.is_file():
-                return _checked_index(np.load(kept, allow_pickle=False), state[0])
-    except (OSError, ValueError, EOFError):
-        pass  # it can be gone through again; if the shard itself is the trouble, that will tell
-    try:
-        with place.opened(file) as content, tarfile.open(file, "r:", fileobj=content) as shard:
-            table = np.array(list(_found(shard, image_key, label_key)), dtype=np.int64).reshape(-1, 3)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(
-            f"'{file}' is no whole, uncompressed tar file ({error}); fetch it anew, or unpack it if it is a .tar.gz"
-        ) from error
-    if kept is not None:
-        _keep(kept, table)
-    return table
-
-
-def _keep(kept: Path, table: NDArray[np.int64]) -> None:
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_name(f"{kept.stem}.{os.getpid()}.{threading.get_ident()}.part.npy")  # several begin at once
-        np.save(beside, table)
-        beside.replace(kept)
-    except OSError:
-        pass  # a full or read-only home costs the next run some seconds
-
-
-def _checked_index(kept: Any, size: int) -> NDArray[np.int64]:
-    """What was kept of a shard of so many bytes; ValueError where it cannot be that."""
-    if not isinstance(kept, np.ndarray) or kept.dtype != np.int64 or kept.ndim != 2 or kept.shape[1] != 3:
-        raise ValueError("it is something else")
-    if len(kept) and (kept[:, :2].min() < 0 or kept[:, 2].min() < NO_LABEL or kept[:, :2].max() > size):
-        raise ValueError("it lies outside the shard")
-    return kept
-
-
-def cache_folder() -> Path:
-    """Where it is kept what shards hold."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskzoo" / "shards"
-
-
-def _found(shard: tarfile.TarFile, image_key: tuple[str, ...], label_key: str) -> Iterator[tuple[int, int, int]]:
-    """First byte, number of bytes and label of each image; what belongs together has one name up to the first dot."""
-    ending, _, field = label_key.partition(":")
-    current, image, label = "", None, NO_LABEL
-    for member in shard:
-        shard.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-        if not member.isfile():
-            continue
-        folder, base = os.path.split(member.name)
-        stem, _, extension = base.partition(".")
-        key = os.path.join(folder, stem)
-        if key != current:
-            if image is not None:
-                yield *image, label
-            current, image, label = key, None, NO_LABEL
-        if extension.lower() in image_key:
-            image = image or (member.offset_data, member.size)
-        elif ending and extension.lower() == ending:
-            content = shard.extractfile(member)
-            label = _label(b"" if content is None else content.read(), field, f"'{member.name}' in '{shard.name!s}'")
-    if image is not None:
-        yield *image, label
-
-
-def _label(content: bytes, field: str, name: str) -> int:
-    """The class's number that a member's content is, or that this field of it is."""
-    try:
-        value = parse_json(content, name)[field] if field else int(content)
-    except (DataError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{name} holds no class's number ({error!r}); correct `data.label_key`") from error
-    if not isinstance(value, int) or value < 0:
-        raise DataError(f"{name} holds {value!r} instead of a class's number, 0 or more; correct `data.label_key`")
-    return value
