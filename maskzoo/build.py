@@ -195,6 +195,7 @@ def build(
         steps=steps,
         steps_in_epoch=steps_in_epoch,
         fingerprint=fingerprint(dataset),
+        classes=None if dataset.classes is None else [str(name) for name in dataset.classes],
         least_hidden=least_hidden,
         least_shown=least_shown,
         accumulate=train.accumulate,

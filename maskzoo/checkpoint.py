@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from maskzoo import processes
+from maskzoo.data.labels import difference
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.marks import CHECKPOINT
 from maskzoo.train import ModelStep, Session
@@ -169,6 +170,12 @@ def load(session: Session, state: dict[str, Any], path: Path) -> None:
     """
     if state.get("format", 1) > FORMAT:
         raise RecipeError(f"the checkpoint '{path}' is of a newer MaskZoo; this one cannot read it")
+    learned = classes_of(state)  # before the fingerprint, which cannot name them
+    if learned is not None and session.classes is not None and (other := difference(learned, session.classes)):
+        raise RecipeError(
+            f"the classes of the data have changed since the checkpoint '{path}' was made: {other}; a class keeps its "
+            "name and number as long as a run lasts"
+        )
     for name in ("steps", "steps_in_epoch", "fingerprint"):
         if state.get(name) != getattr(session, name):
             raise RecipeError(
@@ -189,6 +196,17 @@ def load(session: Session, state: dict[str, Any], path: Path) -> None:
         raise RecipeError(f"the checkpoint '{path}' is not of this recipe: {problem}") from problem
     session.step = state["step"]
     session.lr_factor = state.get("lr_factor", 1.0)
+
+
+def classes_of(state: Mapping[str, Any]) -> list[str] | None:
+    """The classes of the data that a checkpoint, read as `state`, has learned from, by number.
+
+    None where the data had no labels, and where the checkpoint is older than the names in it.
+    """
+    held = state.get("classes")
+    if not isinstance(held, list) or not all(isinstance(name, str) for name in held):
+        return None
+    return list(held)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -237,6 +255,7 @@ def state_of(session: Session) -> dict[str, Any]:
         "steps": session.steps,
         "steps_in_epoch": session.steps_in_epoch,
         "fingerprint": session.fingerprint,
+        "classes": None if session.classes is None else list(session.classes),
         "lr_factor": session.lr_factor,
         "recipe": dict(session.recipe),
         "state": {name: part.state_dict() for name, part in _live(session, whole=not session.engine.sharded).items()},

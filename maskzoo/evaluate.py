@@ -93,7 +93,7 @@ def evaluate_run(path: Path, wishes: Wishes, registry: Registry, console: Consol
         dataset,
         {"step": run.step},
         (tuple(usual.mean), tuple(usual.std)),
-        () if own is None else own.classes,
+        run.classes or (() if own is None else own.classes),  # the latter: an older checkpoint has no names in it
         run.recipe.train.workers,
         run.recipe.train.max_broken,
     )

@@ -26,6 +26,7 @@ def facts(session: Session, dataset: Dataset, registry: Registry) -> dict[str, A
         "precision": session.engine.precision,
         "images": {"train": len(dataset.train), "test": len(dataset.test)},
         "classes": None if dataset.classes is None else len(dataset.classes),
+        "class_names": None if dataset.classes is None else [str(name) for name in dataset.classes],
         "remarks": remarks_of(dataset, backbone),
         "image_size": list(session.image_size),
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),

@@ -36,6 +36,7 @@ class Trained:
     step: int  # of the checkpoint
     registry: Registry
     remarks: Sequence[str] = ()  # of newer checkpoints that cannot be read, and of a recipe.toml that was edited
+    classes: Sequence[str] | None = None  # of its data, by number, as the checkpoint has them; None: it has none
 
     @functools.cached_property
     def strategy(self) -> Any:
@@ -84,7 +85,8 @@ def open_run(path: Path, registry: Registry) -> Trained:
     except (MaskZooError, RuntimeError, KeyError) as problem:
         raise RecipeError(f"the run '{path}' cannot be rebuilt: {problem}") from problem
     masker = functools.partial(_masker, path, recipe, objective, strategy_state, registry)
-    return Trained(path, recipe, objective.eval(), masker, state["step"], registry, remarks)
+    classes = checkpoint.classes_of(state)
+    return Trained(path, recipe, objective.eval(), masker, state["step"], registry, remarks, classes)
 
 
 def _made_by(

@@ -5,9 +5,12 @@ Shapes: M test images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
+import torch
+
+from maskzoo.data.labels import difference, numbers_by_name
 from maskzoo.errors import ContractError
 from maskzoo.metrics import Metric, accuracy
 from maskzoo.protocols import Dataset, Encoder, Need, define
@@ -26,12 +29,28 @@ class Classifier:
             return
         if encoder.classes is not None and not encoder.classes:
             raise ContractError("classifier: which classes it has learnt is not known, since the run's data are gone")
-        if encoder.classes is not None and list(encoder.classes) != list(dataset.classes):
-            raise ContractError("classifier: the classes of these data are not those that it has learnt")
+        order = list(range(len(dataset.classes)))  # the number that each class had where it was learned
+        if encoder.classes is not None:
+            order = same_classes(encoder.classes, dataset.classes)
         foretold = encoder.predictions(dataset.test)
         if foretold is None:
             return
         scores, labels = foretold  # [M, K], [M]
         if scores.shape[1] != len(dataset.classes):
             raise ContractError(f"classifier: it has learnt {scores.shape[1]} classes, not {len(dataset.classes)}")
-        yield accuracy(self.name, (scores.argmax(dim=1) == labels).double().mean().item())
+        truth = torch.tensor(order)[labels]
+        yield accuracy(self.name, (scores.argmax(dim=1) == truth).double().mean().item())
+
+
+def same_classes(learned: Sequence[str], names: Sequence[str]) -> list[int]:
+    """For each of `names` its number among the `learned` classes, which are the same in any order.
+
+    Raises ContractError where they are others.
+    """
+    other = difference(learned, names)
+    if not other:
+        return list(range(len(names)))
+    order = numbers_by_name(learned, names) if len(learned) == len(names) else None
+    if order is None:
+        raise ContractError(f"classifier: the classes of these data are not those that it has learnt: {other}")
+    return order
