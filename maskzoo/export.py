@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import maskzoo
 from maskzoo.backbones.adapter import TimmBackbone
+from maskzoo.classnames import names_of, write_classes, written
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.evaluation.features import evaluating
 from maskzoo.plain import is_utf8, printable, read_json
@@ -106,7 +107,9 @@ def to_timm(trained: Trained, folder: Path, name: Path, statistics: Mapping[str,
     model, said = with_classifier(trained, images)
     data = {"input_size": (backbone.channels, height, width), "crop_pct": 1.0, "interpolation": "bicubic", **statistics}
     save_for_hf(model, str(folder), safe_serialization=True, data_config=data)
-    correct(folder / "config.json", statistics, keep=NOT_OURS if backbone.pretrained else ())
+    names, lacking = names_of(trained, model.num_classes)
+    correct(folder / "config.json", statistics, names, keep=NOT_OURS if backbone.pretrained else ())
+    said += lacking
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad(), evaluating(backbone):
         same = close(features(again, images, backbone.prefix), backbone(images).float())
@@ -122,6 +125,8 @@ def to_timm(trained: Trained, folder: Path, name: Path, statistics: Mapping[str,
         f"The encoder of a MaskZoo run: {story(trained)}.\n",
         encoding="utf-8",
     )
+    if names:
+        said += write_classes(folder, name, names)
     return [f"timm.create_model('local-dir:{name}', pretrained=True) has it", *said]
 
 
@@ -205,11 +210,14 @@ def ends_in_head(model: Any) -> bool:
     return isinstance(model, timm.models.hiera.Hiera)
 
 
-def correct(config: Path, statistics: Mapping[str, list[float]], keep: tuple[str, ...]) -> None:
-    """Take out of timm's config what is not known of these weights, or was said of timm's own."""
+def correct(config: Path, statistics: Mapping[str, list[float]], names: Sequence[str], keep: tuple[str, ...]) -> None:
+    """Take out of timm's config what is not known of these weights, or was said of timm's own; name the outputs."""
     plain = read_json(config)
     wrong = [name for name in NOT_OURS if name not in keep] + ([] if statistics else ["mean", "std"])
+    wrong += ["label_names", "label_descriptions"]  # of the classes that timm's own weights have learned
     plain["pretrained_cfg"] = {name: value for name, value in plain["pretrained_cfg"].items() if name not in wrong}
+    if names:
+        plain["label_names"] = [written(name) for name in names]
     config.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
 
@@ -221,6 +229,8 @@ def to_safetensors(trained: Trained, folder: Path, name: Path, statistics: Mappi
     weights = {key: value.detach().clone().contiguous() for key, value in inner.state_dict().items()}
     save_file(weights, folder / "encoder.safetensors", metadata={"format": "pt"})
     config = {"backbone": describe(backbone), **statistics, "maskzoo": maskzoo.__version__}
+    if names := names_of(trained)[0]:
+        config["label_names"] = [written(one) for one in names]
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(
         f"`maskzoo train --weights {name}/encoder.safetensors` starts from it; "

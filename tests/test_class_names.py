@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+import timm
 import torch
 from helpers import REGISTRY, Images, noise_images, tiny_session
+from PIL import Image
 from test_evaluators import encoder_of, small
+from timm.data import create_dataset
 
-from maskzoo import checkpoint
+from maskzoo import Recipe, checkpoint
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.evaluation.classifier import Classifier, same_classes
+from maskzoo.export import export
 from maskzoo.provenance import facts
+from maskzoo.trained import Trained
 
 
 @attrs.define(eq=False)
@@ -113,3 +119,72 @@ def test_classes_that_are_others_are_named() -> None:
         with pytest.raises(ContractError, match="classes of these data") as refused:
             same_classes(learned, names)
         assert said in str(refused.value)
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+def run_of(*names: str, objective: str = "classify") -> Trained:
+    """A classifier of these classes, whose data are gone."""
+    images = Named(
+        torch.zeros(8, 3, 16, 16, dtype=torch.uint8), [index % len(names) for index in range(8)], names=names
+    )
+    session = tiny_session(
+        "random", images, objective={"use": objective}, masking={"ratio": 0.0 if objective == "classify" else 0.5}
+    )
+    recipe = Recipe.from_plain({**session.recipe, "data": {"use": "folder", "root": "/gone"}})
+    objective_of: Any = session.objective
+    return Trained(Path("x"), recipe, objective_of.eval(), session.strategy, 3, REGISTRY, classes=session.classes)
+
+
+def test_an_export_for_timm_says_what_its_outputs_are(tmp_path: Path) -> None:
+    names = [str(number) for number in sorted(range(12), key=str)]
+    said = export(run_of(*names), "timm", tmp_path / "e")
+    assert any("its 12 outputs have names" in one and "classes.txt" in one for one in said)
+    assert json.loads((tmp_path / "e" / "config.json").read_text())["label_names"] == names
+    assert (tmp_path / "e" / "classes.txt").read_text() == "".join(f"{name}\n" for name in names)
+    assert f"class_map='{tmp_path / 'e'}/classes.txt'" in (tmp_path / "e" / "README.md").read_text()
+    model = timm.create_model(f"local-dir:{tmp_path / 'e'}", pretrained=True)
+    assert list(model.pretrained_cfg["label_names"]) == names
+    for name in reversed(names):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "data" / name / "a.png")
+    read = create_dataset("", root=str(tmp_path / "data"), class_map=str(tmp_path / "e" / "classes.txt"))
+    assert {Path(path).parent.name: number for path, number in read.reader.samples} == {
+        name: number for number, name in enumerate(names)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("caf\\xe9", "is not UTF-8"),  # as a folder's name is shown
+        ("caf\udce9", "is not UTF-8"),
+        ("two\nlines", "line break"),
+        ("edge ", "begins or ends with a space"),
+    ],
+)
+@pytest.mark.sampled(2)
+def test_a_name_that_timm_cannot_read_from_a_text_is_told(name: str, why: str, tmp_path: Path) -> None:
+    said = " ".join(export(run_of("ant", name), "timm", tmp_path / "e"))
+    assert "classes.txt, by which timm numbers folders, is left out" in said
+    assert why in said
+    assert not (tmp_path / "e" / "classes.txt").exists()
+    kept = json.loads((tmp_path / "e" / "config.json").read_text())["label_names"]
+    assert kept == ["ant", name.encode("utf-8", "backslashreplace").decode()]
+
+
+def test_plain_weights_say_their_classes_too(tmp_path: Path) -> None:
+    export(run_of("ant", "bee"), "safetensors", tmp_path / "e")
+    assert json.loads((tmp_path / "e" / "config.json").read_text())["label_names"] == ["ant", "bee"]
+
+
+def test_what_has_no_classifier_names_no_outputs(tmp_path: Path) -> None:
+    said = export(run_of("ant", "bee", objective="reconstruct"), "timm", tmp_path / "e")
+    assert not any("names" in one for one in said)
+    assert "label_names" not in json.loads((tmp_path / "e" / "config.json").read_text())
+    assert not (tmp_path / "e" / "classes.txt").exists()
+
+
+def test_an_older_run_whose_data_are_gone_says_that_the_names_are_lacking(tmp_path: Path) -> None:
+    said = " ".join(export(attrs.evolve(run_of("ant", "bee"), classes=None), "timm", tmp_path / "e"))
+    assert "the names of the 2 classes are left out: the checkpoint has none, and the data" in said
+    assert "label_names" not in json.loads((tmp_path / "e" / "config.json").read_text())
