@@ -28,12 +28,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
-import torch
 
+from maskzoo.data.division import divided, held_out
 from maskzoo.data.layout import Found, Layout, ReadAs
 from maskzoo.data.naming import counted, in_numbers, label_of_folder, says_nothing, slot_of, some
 from maskzoo.data.pixels import EXTENSIONS
-from maskzoo.data.survey import Place, survey
+from maskzoo.data.survey import Place, ending, survey
+from maskzoo.data.tables import Table, label_tables
 from maskzoo.data.telling import (
     below,
     image_folders,
@@ -44,14 +45,12 @@ from maskzoo.data.telling import (
     no_images,
     ours_alone,
     refuse_answers,
+    sorted_folders,
     why_none,
 )
 from maskzoo.errors import DataError
 from maskzoo.marks import is_our_folder
 from maskzoo.plain import printable
-from maskzoo.seeds import stream
-
-HELD_OUT = 10  # every tenth image is
 
 
 @attrs.define(eq=False)
@@ -65,16 +64,23 @@ class _Part:
     spelled: Mapping[str, str] = attrs.field(factory=dict)  # class -> its folder's name, which may be decomposed
 
 
-def find(root: str | os.PathLike[str], read_as: ReadAs | None = None, endings: Sequence[str] | None = None) -> Found:
+def find(
+    root: str | os.PathLike[str],
+    read_as: ReadAs | None = None,
+    endings: Sequence[str] | None = None,
+    labels: Table | None = None,
+) -> Found:
     """The images below a folder, read as the table says, or as is asked for. Raises DataError where it says nothing.
 
-    Images are the files with these `endings`; unless given, with all that can be read.
+    Images are the files with these `endings`; unless given, with all that can be read. With `labels`, theirs are in
+    that table, and folders tell splits alone.
     """
     path = os.fspath(root)
     if kind := is_our_folder(path):
         raise DataError(f"'{path}' is a {kind} of MaskZoo, no folder of images; name the folder that the images are in")
     place = survey(path, endings or EXTENSIONS, arrays_beside=endings is None)
-    return _Reader(place, read_as, endings or EXTENSIONS).found()
+    reader = _Reader(place, read_as, endings or EXTENSIONS)
+    return reader.found() if labels is None else reader.found_by(labels)
 
 
 class _Reader:
@@ -95,7 +101,7 @@ class _Reader:
             return self._whole(self._unlabelled(self.top))
         place = self.top
         while True:
-            trains, tests, others = _sorted_folders(place)
+            trains, tests, others = sorted_folders(place)
             if self.read_as != "classes" and trains and self._are_splits(place, trains, tests, others):
                 return self._splits(trains[0], tests, others)
             if tests and not others and self.read_as is None:
@@ -113,6 +119,26 @@ class _Reader:
                 "`data.root`, call one 'train', or set `data.read_as` to \"classes\" if these are classes"
             )
         return self._whole(self._part(place))
+
+    # ----------------------------------------------------------------------------------------------------------- table
+    def found_by(self, table: Table) -> Found:
+        """All images by the labels of a table, and by its splits, or those of folders."""
+        if not self.top.has_images:
+            raise DataError(no_images(self.top, self.endings))
+        for place in self.top.all():
+            if place.real == os.path.dirname(os.path.realpath(table.path)):
+                place.passed[ending(os.path.basename(table.path))] -= 1  # it is used
+        given = divided(self.top, self.read_as, table)
+        self.notes += given.notes
+        self.taken, self.aside = set(given.taken), dict(given.aside)
+        part = _Part(given.train_place, given.files, list(given.rows.labels), list(given.rows.classes))
+        test = _subset(part, given.test)
+        test.place = given.test_place
+        reading: ReadAs = "classes" if given.held_out else "splits"
+        found = self._told(reading, _subset(part, given.train), test, held_out=given.held_out)
+        return attrs.evolve(
+            found, layout=attrs.evolve(found.layout, labelled_by=table.name, test_split=given.test_split)
+        )
 
     # ---------------------------------------------------------------------------------------------------------- splits
     def _are_splits(self, place: Place, trains: list[Place], tests: list[Place], others: list[Place]) -> bool:
@@ -265,13 +291,12 @@ class _Reader:
         """All images as one set, every tenth held out where they have labels."""
         if part.labels is None:
             return self._told("unlabelled", part, None, held_out=False)
-        order = torch.randperm(len(part.files), generator=stream(0, "hold out")).tolist()
-        count = len(part.files) // HELD_OUT
-        train, test = (_subset(part, sorted(order[places])) for places in (slice(count, None), slice(count)))
+        train, test = (_subset(part, positions) for positions in held_out(part.labels))
         return self._told("classes", train, test, held_out=True)
 
     def _told(self, reading: ReadAs, train: _Part, test: _Part | None, *, held_out: bool) -> Found:
         test = test or _Part(train.place, [], None if train.labels is None else [])
+        tables = label_tables(self.top.path, train.place.path) if train.classes is None else ()
         layout = Layout(
             root=self.top.path,
             reading=reading,
@@ -284,7 +309,7 @@ class _Reader:
             held_out=held_out,
             unused=(*self._unused(reading), *left_by_us(self.top)),
             why_unlabelled=f"there is only one folder, '{self.single}'" if self.single else "",
-            notes=(*self.notes, *masks_among([*train.files, *test.files])),
+            notes=(*self.notes, *masks_among([*train.files, *test.files]), *tables),
         )
         return Found(layout, train.files, test.files, train.labels, test.labels, train.place.path, test.place.path)
 
@@ -341,18 +366,6 @@ class _StrangeError(DataError):
             f"'{place.path}' has the class '{name}', which the training images do not have; "
             f"theirs are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
         )
-
-
-def _sorted_folders(place: Place) -> tuple[list[Place], list[Place], list[Place]]:
-    """The image folders in a folder: called train, called as other splits in the order they are taken, and others."""
-    folders = image_folders(place)
-    slots = {id(one): slot_of(one.name) for one in folders}
-    tests = [one for one in folders if (slots[id(one)] or 0) > 0]
-    return (
-        [one for one in folders if slots[id(one)] == 0],
-        sorted(tests, key=lambda one: (slots[id(one)] or 0, one.name.lower(), one.name)),
-        [one for one in folders if slots[id(one)] is None],
-    )
 
 
 def _subset(part: _Part, positions: Sequence[int]) -> _Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ import attrs
 
 from maskzoo.data.beside import Beside
 from maskzoo.data.finding import find
+from maskzoo.data.labels import NO_LABEL
 from maskzoo.data.layout import READINGS, Found, Layout, ReadAs
 from maskzoo.data.pixels import EXTENSIONS, Reading, ReadsImages
 from maskzoo.data.sizes import Size, a_size, settle_size
 from maskzoo.data.survey import ARCHIVES, begins_like_an_image
+from maskzoo.data.tables import Table, read_table, table_path
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import not_empty, quoted
 from maskzoo.protocols import Sample, Split, define
@@ -33,6 +36,7 @@ class ImageFiles:
     reading: Reading = attrs.field(factory=Reading)
     root: str | None = None  # the folder without which there are no files at all
     beside: Beside | None = None  # what lies beside the images
+    fingerprint: str | None = None  # by which they are known again, where labels do not follow from the files' names
 
     def __len__(self) -> int:
         return len(self.files)
@@ -40,7 +44,8 @@ class ImageFiles:
     def __getitem__(self, index: int) -> Sample:
         try:
             pixels = self.reading.read(self.files[index])
-            sample = pixels.sample(None if self.labels is None else self.labels[index])
+            label = None if self.labels is None or self.labels[index] == NO_LABEL else self.labels[index]
+            sample = pixels.sample(label)
             return sample if self.beside is None else self.beside.joined(sample, self.files[index])
         except DataError:
             if self.root is not None:
@@ -58,7 +63,9 @@ class ImageFiles:
     def subset(self, positions: Sequence[int]) -> ImageFiles:
         """The images at `positions`."""
         labels = None if self.labels is None else [self.labels[position] for position in positions]
-        return attrs.evolve(self, files=[self.files[position] for position in positions], labels=labels)
+        return attrs.evolve(
+            self, files=[self.files[position] for position in positions], labels=labels, fingerprint=None
+        )
 
 
 def endings_of_files(dataset: object, field: attrs.Attribute[Any], value: tuple[str, ...] | None) -> None:
@@ -91,11 +98,17 @@ class Folder(ReadsImages):
     # folders of files beside the images, at the same paths, by name: {parts = "FOLDER"}; "valid" is which pixels were
     # measured (not 0)
     extras: dict[str, str] = attrs.field(factory=dict)
+    # a table with the labels, .csv or .parquet, such as "labels.csv": a path from the root, or an absolute one
+    labels: str | None = attrs.field(default=None, validator=attrs.validators.optional(not_empty))
+    # its columns with the files and with the labels; unless given, those called file, filename, path, image or id, and
+    # label, class, target or category
+    label_columns: tuple[str, str] | None = None
 
     def __attrs_post_init__(self) -> None:
         root = expanded(self.root)
         check_folder(root)
-        found = find(root, self.read_as, None if self.endings is None else [one.lower() for one in self.endings])
+        endings = None if self.endings is None else [one.lower() for one in self.endings]
+        found = find(root, self.read_as, endings, self._table(root))
         self.layout: Layout = found.layout
         self.remarks: Sequence[str] = found.layout.lines()
         train, test = found_splits(found)
@@ -106,6 +119,18 @@ class Folder(ReadsImages):
         self.test: Split = attrs.evolve(test, reading=reading)
         self.classes: Sequence[str] | None = found.classes
         settle_size(self, self.train)
+
+    def _table(self, root: Path) -> Table | None:
+        """The table with the labels, if there is to be one."""
+        if self.labels is None:
+            if self.label_columns is not None:
+                raise RecipeError("is for the table in data.labels, which is not given", key="label_columns")
+            return None
+        if self.read_as == "classes":
+            raise RecipeError('"classes" takes labels from folders, and data.labels from a table', key="read_as")
+        if self.labels.startswith("~"):
+            self.labels = str(expanded(self.labels, "labels"))
+        return read_table(table_path(root, self.labels), self.label_columns)
 
     def _with_extras(self, root: Path, train: ImageFiles, test: ImageFiles) -> tuple[ImageFiles, ImageFiles]:
         """The splits, each image with what lies beside it; tells how many have nothing."""
@@ -152,17 +177,27 @@ def check_folder(path: Path) -> None:
         raise DataError(f"'{path}' is {what}; `data.root` must name a folder of images{todo}")
 
 
-def expanded(root: str) -> Path:
-    """A folder as it was named, with ~ as the user's own; RecipeError, for the key `root`, for nobody's."""
+def expanded(root: str, key: str = "root") -> Path:
+    """A path as it was named, with ~ as the user's own; RecipeError, for its key, for nobody's."""
     try:
         return Path(root).expanduser()
     except RuntimeError as problem:  # ~ of a user that there is not
-        raise RecipeError(f"'{root}': {problem}", key="root") from problem
+        raise RecipeError(f"'{root}': {problem}", key=key) from problem
 
 
 def found_splits(found: Found) -> tuple[ImageFiles, ImageFiles]:
     """The training and the test images that a layout tells."""
     return (
-        ImageFiles(found.train, found.train_labels, root=found.train_root),
+        ImageFiles(found.train, found.train_labels, root=found.train_root, fingerprint=_fingerprint(found)),
         ImageFiles(found.test, found.test_labels, root=found.test_root),
     )
+
+
+def _fingerprint(found: Found) -> str | None:
+    """By what training images and their labels are known again, where these are in a table; None where not."""
+    if not found.layout.labelled_by:
+        return None
+    digest = hashlib.blake2b("\n".join(found.classes or ()).encode(), digest_size=8)
+    for file, label in zip(found.train, found.train_labels or (), strict=True):
+        digest.update(os.fsencode(f"\n{label} {os.path.relpath(file, found.layout.root)}"))
+    return digest.hexdigest()

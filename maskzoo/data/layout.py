@@ -29,6 +29,8 @@ class Layout:
     test_folder: str = ""
     held_out: bool = False  # whether the test images are some of those that were found
     unused: tuple[str, ...] = ()  # what is there and is not used, in numbers, each with its reason
+    labelled_by: str = ""  # the name of the table that has the labels, where they are not those of folders
+    test_split: str = ""  # what the test images are called in that table, where it has splits
     why_unlabelled: str = ""  # where it has no labels, though there are folders
     notes: tuple[str, ...] = ()  # what was decided where another might have read it otherwise
 
@@ -43,7 +45,8 @@ class Layout:
     def _labels(self) -> str:
         if self.classes is None:
             return "no labels" + (f" ({self.why_unlabelled})" if self.why_unlabelled else "")
-        return f"{len(self.classes):,} classes ({some(self.classes)})"
+        classes = f"{len(self.classes):,} classes ({some(self.classes)})"
+        return f"{classes} of {self.labelled_by}" if self.labelled_by else classes
 
     def _images(self) -> str:
         where = f" in {printable(self.train_folder)}/" if self.train_folder else ""
@@ -52,6 +55,8 @@ class Layout:
         if self.held_out:
             return f"{self.train:,} training and {counted(self.test, 'test image')} (every tenth held out){where}"
         trained = counted(self.train, "training image") + where
+        if self.test_split:
+            return f"{trained}, {counted(self.test, 'test image')} ({self.test_split})"
         if not self.test_folder:
             return f"{trained}, no test images"
         return f"{trained}, {counted(self.test, 'test image')} in {self.test_folder}/"

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from maskzoo.data.naming import ANSWERS, IMAGES, MOST_NAMES, OF_ANOTHER, counted, in_numbers, some
+from maskzoo.data.naming import ANSWERS, IMAGES, MOST_NAMES, OF_ANOTHER, counted, in_numbers, slot_of, some
 from maskzoo.data.survey import ARCHIVES, Place
 from maskzoo.errors import DataError
 from maskzoo.plain import printable
@@ -101,6 +101,18 @@ def refuse_answers(place: Place, folders: list[Place]) -> None:
 def image_folders(place: Place) -> list[Place]:
     """The folders in it that hold images at any depth."""
     return [one for one in place.folders if one.has_images]
+
+
+def sorted_folders(place: Place) -> tuple[list[Place], list[Place], list[Place]]:
+    """The image folders in a folder: called train, called as other splits in the order they are taken, and others."""
+    folders = image_folders(place)
+    slots = {id(one): slot_of(one.name) for one in folders}
+    tests = [one for one in folders if (slots[id(one)] or 0) > 0]
+    return (
+        [one for one in folders if slots[id(one)] == 0],
+        sorted(tests, key=lambda one: (slots[id(one)] or 0, one.name.lower(), one.name)),
+        [one for one in folders if slots[id(one)] is None],
+    )
 
 
 def inmost(place: Place) -> Place:
