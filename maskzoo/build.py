@@ -196,6 +196,7 @@ def build(
         steps_in_epoch=steps_in_epoch,
         fingerprint=fingerprint(dataset),
         classes=None if dataset.classes is None else [str(name) for name in dataset.classes],
+        renumbered="labels" in objective.needs | strategy.needs and getattr(dataset, "older_classes", None) is not None,
         least_hidden=least_hidden,
         least_shown=least_shown,
         accumulate=train.accumulate,

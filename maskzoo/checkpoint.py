@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from maskzoo import processes
-from maskzoo.data.labels import difference
+from maskzoo.data.labels import difference, listed
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.marks import CHECKPOINT
 from maskzoo.train import ModelStep, Session
@@ -175,6 +175,11 @@ def load(session: Session, state: dict[str, Any], path: Path) -> None:
         raise RecipeError(
             f"the classes of the data have changed since the checkpoint '{path}' was made: {other}; a class keeps its "
             "name and number as long as a run lasts"
+        )
+    if "classes" not in state and session.renumbered:
+        raise RecipeError(
+            f"the checkpoint '{path}' is of an older MaskZoo, which numbered the classes of these data in another "
+            f"order than now ({listed(session.classes or ())}); it can be evaluated and exported, but not resumed"
         )
     for name in ("steps", "steps_in_epoch", "fingerprint"):
         if state.get(name) != getattr(session, name):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskzoo.data.labels import older_classes
 from maskzoo.errors import MaskZooError
 from maskzoo.plain import is_utf8, quoted
 from maskzoo.trained import Trained
@@ -24,7 +25,7 @@ def names_of(trained: Trained, outputs: int | None = None) -> tuple[list[str], l
     names = trained.classes
     if names is None:
         try:
-            names = trained.dataset().classes
+            names = older_classes(trained.dataset())
         except MaskZooError:
             names = None
     if outputs is None or (names is not None and len(names) == outputs):

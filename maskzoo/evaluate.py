@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from maskzoo.build import described, make_backbone
-from maskzoo.data.labels import why_unmeasurable
+from maskzoo.data.labels import older_classes, why_unmeasurable
 from maskzoo.data.pixels import STATISTICS
 from maskzoo.data.remarks import remarks_of
 from maskzoo.engine import choose_device
@@ -93,7 +93,7 @@ def evaluate_run(path: Path, wishes: Wishes, registry: Registry, console: Consol
         dataset,
         {"step": run.step},
         (tuple(usual.mean), tuple(usual.std)),
-        run.classes or (() if own is None else own.classes),  # the latter: an older checkpoint has no names in it
+        run.classes or (() if own is None else older_classes(own)),
         run.recipe.train.workers,
         run.recipe.train.max_broken,
     )

@@ -52,6 +52,7 @@ class Session:
     steps_in_epoch: int
     fingerprint: str = ""  # of the training images, by which a resumed run knows them again
     classes: Sequence[str] | None = None  # of the data, by number; None without labels
+    renumbered: bool = False  # whether checkpoints without names of classes may mean other numbers
     least_hidden: int = 0  # patches to hide and to show at the least, where a moving ratio might leave none
     least_shown: int = 0
     accumulate: int = 1  # micro-batches of a step, in this process

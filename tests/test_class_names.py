@@ -7,18 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 import timm
 import torch
+from click.testing import CliRunner, Result
 from helpers import REGISTRY, Images, noise_images, tiny_session
 from PIL import Image
 from test_evaluators import encoder_of, small
-from timm.data import create_dataset
+from timm.data import create_dataset, create_transform, resolve_data_config
 
 from maskzoo import Recipe, checkpoint
+from maskzoo.cli import main
+from maskzoo.data.folder import Folder
+from maskzoo.data.labels import older_classes
+from maskzoo.data.through_timm import ThroughTimm, label_of
 from maskzoo.errors import ContractError, RecipeError
 from maskzoo.evaluation.classifier import Classifier, same_classes
 from maskzoo.export import export
+from maskzoo.measured import entries
+from maskzoo.measured import read as read_evaluation
 from maskzoo.provenance import facts
 from maskzoo.trained import Trained
 
@@ -188,3 +196,107 @@ def test_an_older_run_whose_data_are_gone_says_that_the_names_are_lacking(tmp_pa
     said = " ".join(export(attrs.evolve(run_of("ant", "bee"), classes=None), "timm", tmp_path / "e"))
     assert "the names of the 2 classes are left out: the checkpoint has none, and the data" in said
     assert "label_names" not in json.loads((tmp_path / "e" / "config.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------------- one order of classes
+def pictures(root: Path, *names: str) -> Path:
+    for shade, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (16, 16), (20 * shade, number, 0)).save(root / name / f"{number}.png")
+    return root
+
+
+def test_folder_and_timm_number_one_folder_alike(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "data", *map(str, range(12)))
+    ours, timms = Folder(root=str(root)), ThroughTimm(root=str(root))
+    assert list(ours.classes or ()) == list(timms.classes or ()) == sorted(map(str, range(12)))
+    shades = {timms.train[index].label: int(timms.train[index].image[0, 0, 0]) // 20 for index in range(24)}
+    assert shades == {number: int(name) for number, name in enumerate(sorted(map(str, range(12))))}
+    assert any("numbered by name ('0', '1', '10'" in remark for remark in timms.remarks)
+    given = {name: int(name) for name in map(str, range(12))}
+    own = ThroughTimm(root=str(root), options={"class_map": given})
+    assert list(own.classes or ()) == [str(number) for number in range(12)]  # the user's order stays
+
+
+def test_an_older_checkpoint_of_counted_folders_is_not_resumed_under_other_numbers(tmp_path: Path) -> None:
+    data: Any = ThroughTimm(root=str(pictures(tmp_path / "data", "2", "10")))
+    assert (older_classes(data), data.classes) == (["2", "10"], ["10", "2"])
+    for objective, ratio in (("classify", 0.0), ("reconstruct", 0.5)):
+        session = tiny_session("random", data, objective={"use": objective}, masking={"ratio": ratio})
+        path = checkpoint.save(session, tmp_path / objective)
+        state = checkpoint.read(path)
+        checkpoint.load(session, state, path)
+        del state["classes"]
+        if objective == "reconstruct":  # which learns nothing from labels
+            checkpoint.load(session, state, path)
+            continue
+        with pytest.raises(RecipeError, match="of an older MaskZoo, which numbered the classes"):
+            checkpoint.load(session, state, path)
+
+
+@pytest.mark.parametrize("target", [2.7, True + 0.5, "emu", [1, 2]])
+def test_what_is_no_number_of_a_class_is_none_for_timm_either(target: object) -> None:
+    with pytest.raises(RecipeError, match=r"image 1 has the label .*options\.target_key") as refused:
+        label_of(target, "image 1")
+    assert refused.value.key == "options"
+
+
+def test_whole_numbers_of_any_kind_are_labels_for_timm_too() -> None:
+    kinds = (3, 3.0, "3", torch.tensor(3), torch.tensor([3]), -1, None, float("nan"))
+    assert [label_of(target, "x") for target in kinds] == [3, 3, 3, 3, 3, None, None, None]
+
+
+# ------------------------------------------------------------------------------------------------------- whole programs
+SMALL = '{timm="vit_tiny_patch16_224",patch_size=8,image_size=32,options={embed_dim=16,depth=1,num_heads=2}}'
+
+
+def maskzoo(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words], env={"COLUMNS": "300"}, prog_name="maskzoo")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("use", ["folder", "timm"])
+def test_timm_measures_the_accuracy_that_maskzoo_does(use: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(12):
+            (tmp_path / "data" / split / str(number)).mkdir(parents=True)
+            for place in range(6):
+                colour = (80 * (number % 3), 60 * (number // 3), 90)
+                level = np.full((32, 32, 3), colour) + noise.integers(0, 60, (32, 32, 3))
+                image = Image.fromarray(level.astype(np.uint8))
+                image.save(tmp_path / "data" / split / str(number) / f"{place}.png")
+    settings = [
+        "train.steps=150",
+        "train.batch_size=24",
+        "train.device=cpu",
+        "train.precision=fp32",
+        "train.pictures=0",
+    ]
+    settings += ["optimizer.lr=2e-3"]
+    settings += [f"backbone={SMALL}", 'evaluation=["classifier"]', f"data.use={use}"]
+    settings += ['data.test_split="val"'] if use == "timm" else []
+    words = [word for setting in settings for word in ("--set", setting)]
+    run, out = tmp_path / "run", tmp_path / "export"
+    done = maskzoo(
+        "train", "--data", tmp_path / "data", "--out", run, "--objective", "classify", "--ratio", "0", *words
+    )
+    assert done.exit_code == 0, done.output
+    assert maskzoo("export", run, out).exit_code == 0
+    (after,) = [one for one in entries(read_evaluation(run / "evaluation.json")) if one.when == "after"]
+    ours = after.metrics[0].value
+    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=model))
+    read = create_dataset("", root=str(tmp_path / "data" / "val"), class_map=str(out / "classes.txt"))
+    with torch.no_grad():
+        right = [int(model(transform(image)[None]).argmax()) == label for image, label in read]
+    assert sum(right) / len(right) == pytest.approx(ours, abs=0.03)
+    assert ours > 0.25  # by chance: 0.08
+    # Under other names the evaluated data are refused, for the classifier alone.
+    (tmp_path / "data" / "val" / "3").rename(tmp_path / "data" / "val" / "three")
+    (tmp_path / "data" / "train" / "3").rename(tmp_path / "data" / "train" / "three")
+    refused = maskzoo("evaluate", run, "--with", "classifier")
+    assert "not those that it has learnt: class 5 is '3' there and '4' here" in refused.output
+    assert maskzoo("evaluate", run, "--with", "knn").exit_code == 0

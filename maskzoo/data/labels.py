@@ -211,6 +211,12 @@ def listed(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - NAMED} more" if len(names) > NAMED else shown
 
 
+def older_classes(dataset: Dataset) -> Sequence[str] | None:
+    """The classes as a checkpoint numbers them that is older than the names in it: in the data set's order of then."""
+    older: Sequence[str] | None = getattr(dataset, "older_classes", None)
+    return dataset.classes if older is None else older
+
+
 def composed(names: Sequence[str]) -> list[str]:
     """Names as they compare: accents composed, as one file system writes them and another does not."""
     return [unicodedata.normalize("NFC", name) for name in names]

@@ -6,6 +6,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -14,13 +15,14 @@ import torch
 from PIL import Image
 
 from maskzoo.bounds import MOST_CLASSES, MOST_SHARDS, MOST_STEPS, between
+from maskzoo.data import labels
 from maskzoo.data.folder import check_still_there
 from maskzoo.data.folders_of_timm import both_spellings, looked_over
 from maskzoo.data.naming import label_of_folder
 from maskzoo.data.pixels import Reading, ReadsImages
 from maskzoo.data.shards import check_ranges
 from maskzoo.data.sizes import a_size, settle_size
-from maskzoo.errors import DataError, MaskZooError, RecipeError
+from maskzoo.errors import ContractError, DataError, MaskZooError, RecipeError
 from maskzoo.plain import not_empty
 from maskzoo.protocols import Sample, Split, define
 
@@ -77,6 +79,7 @@ class ThroughTimm(ReadsImages):
             raise RecipeError(f"'{refused[0]}' is MaskZoo's to set", key="options")
         check_options(self.options)
         self.remarks: list[str] = []
+        self.older_classes: Sequence[str] | None = None  # in timm's own order, by which MaskZoo once numbered them
         train, names = self._open(self.train_split, self.train_images)
         self.train: Split = train
         self.test: Split = NoImages()
@@ -121,11 +124,28 @@ class ThroughTimm(ReadsImages):
         if self.kind in ("", "torch") and self.root is None:
             raise RecipeError("say where the images are", key="root")
         folder = self.root if self.kind == "" and os.path.isdir(self.root or "") else None
-        found = TimmImages(opened(call), self.source or str(self.root), self.labels, folder)
+        dataset = opened(call)
+        if self.kind == "" and known is None and self.labels and "class_map" not in call:
+            dataset = self._by_name(dataset, call)
+        found = TimmImages(dataset, self.source or str(self.root), self.labels, folder)
         if folder is not None and found.place is not None:
             map_of_ours = call.get("class_map") if known and "class_map" not in self.options else None
             self.remarks += looked_over(found.dataset.reader, folder, map_of_ours)
         return found, found.class_numbers
+
+    def _by_name(self, dataset: Any, call: Mapping[str, Any]) -> Any:
+        """The same images with their classes numbered by name, as `folder` and torchvision do; timm counts: 2, 10."""
+        numbers = class_numbers(dataset) or {}
+        natural, names = sorted(numbers, key=numbers.__getitem__), sorted(numbers)
+        if natural == names:
+            return dataset
+        self.older_classes = [label_of_folder(name) for name in natural]
+        order = labels.listed([label_of_folder(name) for name in names])
+        self.remarks.append(
+            f"classes are numbered by name ({order}), as torchvision does; timm by itself takes the natural order "
+            f"({labels.listed(self.older_classes)}) unless it is given the class_map of an export"
+        )
+        return opened({**call, "class_map": {name: number for number, name in enumerate(names)}})
 
     def _check_apart(self, train: Split, test: Split) -> None:
         """Raise RecipeError where both splits are one folder or file: timm takes the root where it finds no split."""
@@ -228,16 +248,17 @@ def class_numbers(dataset: Any) -> Mapping[str, int] | None:
     return {str(name): number for number, name in enumerate(names)} if names else None
 
 
-def label_of(target: Any, name: str) -> int:
-    """A target as a class's number; RecipeError, naming the image, where it is something else."""
+def label_of(target: Any, name: str) -> int | None:
+    """A target as a class's number, None where there is none; RecipeError, naming the image, for something else."""
+    if isinstance(target, str):  # as a table of texts has it
+        with suppress(ValueError):
+            target = int(target)
     try:
-        return int(target)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(
-            f"{name} has the label {target!r}, which is no class's number; name another with options.target_key, or "
-            "set labels = false",
-            key="options",
-        ) from error
+        return labels.label_of(target, None, name)
+    except ContractError as error:
+        raise RecipeError(f"{error}; name another with options.target_key, or set labels = false", key="options") from (
+            error
+        )
 
 
 @attrs.define(eq=False)
