@@ -168,7 +168,7 @@ def _unseen(recipe: Recipe, options: Any, registry: Registry) -> Shape:
     objective: Any = make(registry, "objective", recipe.objective, "recipe.objective")
     strategy: Any = make(registry, "strategy", recipe.masking.strategy, "recipe.masking.strategy")
     count = 0
-    if "labels" in objective.needs | strategy.needs and getattr(options, "labels", True):
+    if "labels" in objective.needs | strategy.needs and getattr(options, "labels", True) is not False:
         told = getattr(objective, "classes", 1)  # of those who have no such option, none counts them
         count = getattr(options, "class_count", None) or told
         if not count:
