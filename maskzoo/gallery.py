@@ -36,14 +36,16 @@ SHOWN = ("images", "seen", "rebuilt")  # of a moment; the last only where someth
 def whole_images(dataset: Dataset, size: tuple[int, int], count: int) -> Batch:
     """Whole training images, with all that a strategy may look at. Raises DataError where none can be read."""
     split = dataset.train
-    samples = {}
+    samples, problem = {}, None
     for place in some_of(split, count):
         try:
             samples[place] = split[place]
-        except DataError:
-            continue  # the gallery can do with one image less
+        except DataError as error:
+            problem = problem or error  # the gallery can do with one image less
     if not samples:
-        raise DataError(f"none of the images of '{dataset.name}' that were looked at can be read")
+        raise DataError(
+            f"none of the images of '{dataset.name}' that were looked at can be read: {problem}"
+        ) from problem
     known = None if dataset.classes is None else len(dataset.classes)
     names = {place: f"training image {place}" for place in samples}
     prepared = [prepare_sample(s, size, dataset.mean, dataset.std, names[place]) for place, s in samples.items()]

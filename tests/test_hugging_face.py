@@ -277,7 +277,9 @@ def test_arrays_are_read_as_those_in_files(tmp_path: Path, dtype: str, shape: tu
     "place", ["https://example.org/cat.png", "hf://datasets/a/b/cat.png", "zip://a::https://b/c.zip"]
 )
 def test_a_place_in_a_table_is_never_fetched_from(tmp_path: Path, place: str):
-    write_parquet(tmp_path / "d/train.parquet", {"image": [{"bytes": b"", "path": ""}, {"bytes": None, "path": place}]})
+    write_parquet(
+        tmp_path / "d/train.parquet", {"image": [{"bytes": content(0), "path": ""}, {"bytes": None, "path": place}]}
+    )
     with pytest.raises(DataError, match="a place elsewhere"):
         HuggingFace(path=str(tmp_path / "d"), size=8).train[1]
 

@@ -204,7 +204,9 @@ def test_endings_say_what_is_an_image(tmp_path: Path):
     fill(tmp_path, "cat/*.jpg:5 dog/*.jpg_large:5 cat/*.npy:5")
     with pytest.raises(DataError, match=r"5 files \.jpg_large, .*`data\.endings`"):
         find(tmp_path)
-    assert Folder(root=str(tmp_path), endings=(".JPG", ".jpg_large"), size=8).layout.train == 9
+    assert find(tmp_path, None, [".jpg", ".jpg_large"]).layout.train == 9
+    with pytest.raises(DataError, match="none of the 9 images that were looked at can be read"):
+        Folder(root=str(tmp_path), endings=(".JPG", ".jpg_large"), size=8)
     assert find(tmp_path, None, [".npy", ".jpg_large"]).layout.train == 9
     for wrong in ((), ("jpg",), (".",)):
         with pytest.raises(RecipeError, match="endings with their dot"):

@@ -63,15 +63,22 @@ class Measured:
 
 
 def look(files: Files, reading: Reading) -> list[Seen]:
-    """What some of the files say, evenly spread; what cannot be read is passed over, since its lookup will tell."""
-    seen = []
+    """What some of the files say, evenly spread; what cannot be read is passed over, since its lookup will tell.
+
+    DataError where not one can be read.
+    """
+    seen: list[Seen] = []
+    problems: list[DataError] = []
     for position in places_of(len(files), LOOKED_AT):
         try:
             file, name = files.stored(position)
             with stored(file, name, reading.array, reading.stored_bands) as found:
                 seen.append(_seen(found, position, laid_over=reading.channels in (0, 1, 3)))
-        except DataError:
-            continue
+        except DataError as problem:
+            problems.append(problem)
+    if problems and not seen:
+        count = f"the {len(problems)} images" if len(problems) > 1 else "the images"
+        raise type(problems[0])(f"none of {count} that were looked at can be read: {problems[0]}") from problems[0]
     return seen
 
 
