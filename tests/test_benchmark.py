@@ -75,6 +75,7 @@ def test_flops_of_a_mae_step_agree_with_a_count_by_hand(needed: Any) -> None:
     assert needed.flops == pytest.approx(flops_by_hand(step.TINY), rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_benchmark_counts_as_the_program_does(needed: Any) -> None:
     recipe = step._recipe("random", step.TINY, CPU)
     costs = flops_per_image(recipe, Registry(), Shape((step.TINY.pixels, step.TINY.pixels)))

@@ -43,6 +43,7 @@ def test_blocks_reach_the_counts_of_the_paper_before_completion() -> None:
     assert 0.65 <= float((counts == 75).double().mean()) <= 0.70
 
 
+@pytest.mark.slow
 def test_more_rounds_than_the_default_change_nothing() -> None:
     default = attrs.fields_dict(maskzoo_block.Block)["rounds"].default
     for grid, count, least in (((14, 14), 75, 16), ((14, 14), 147, 16), ((8, 8), 48, 5)):

@@ -67,6 +67,7 @@ def test_a_checkpoint_holds_the_names_of_the_classes(tmp_path: Path) -> None:
     assert facts(session, named("cat", "dog", "emu"), REGISTRY)["class_names"] == ["cat", "dog", "emu"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("names", "said"),
     [
@@ -86,6 +87,7 @@ def test_a_run_is_not_resumed_on_other_classes_or_another_order(
     assert other.step == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_names_is_resumed_as_before(tmp_path: Path) -> None:
     path = checkpoint.save(session_of("cat", "dog", "emu"), tmp_path)
     older = {key: value for key, value in checkpoint.read(path).items() if key != "classes"}
@@ -180,11 +182,13 @@ def test_a_name_that_timm_cannot_read_from_a_text_is_told(name: str, why: str, t
     assert kept == ["ant", name.encode("utf-8", "backslashreplace").decode()]
 
 
+@pytest.mark.slow
 def test_plain_weights_say_their_classes_too(tmp_path: Path) -> None:
     export(run_of("ant", "bee"), "safetensors", tmp_path / "e")
     assert json.loads((tmp_path / "e" / "config.json").read_text())["label_names"] == ["ant", "bee"]
 
 
+@pytest.mark.slow
 def test_what_has_no_classifier_names_no_outputs(tmp_path: Path) -> None:
     said = export(run_of("ant", "bee", objective="reconstruct"), "timm", tmp_path / "e")
     assert not any("names" in one for one in said)
@@ -192,6 +196,7 @@ def test_what_has_no_classifier_names_no_outputs(tmp_path: Path) -> None:
     assert not (tmp_path / "e" / "classes.txt").exists()
 
 
+@pytest.mark.slow
 def test_an_older_run_whose_data_are_gone_says_that_the_names_are_lacking(tmp_path: Path) -> None:
     said = " ".join(export(attrs.evolve(run_of("ant", "bee"), classes=None), "timm", tmp_path / "e"))
     assert "the names of the 2 classes are left out: the checkpoint has none, and the data" in said

@@ -157,6 +157,7 @@ def test_a_run_that_would_be_refused_is_told(tmp_path: Path):
 
 
 # ------------------------------------------------------------------------------------------------------- what it takes
+@pytest.mark.slow
 def test_shards_a_recipe_a_run_and_names_are_taken(tmp_path: Path):
     write_shards(tmp_path / "shards", 2)
     (tmp_path / "recipe.toml").write_text(f'[data]\nuse = "shards"\nroot = "{tmp_path}/shards"\n')
@@ -229,6 +230,7 @@ def test_nothing_about_the_data_is_changed(tmp_path: Path):
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in root.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("option", ["--png", "--json"])
 def test_only_what_it_wrote_itself_is_written_over(tmp_path: Path, option: str):
     root, file = photos(tmp_path / "photos", ant=3), tmp_path / "out/it"
@@ -241,6 +243,7 @@ def test_only_what_it_wrote_itself_is_written_over(tmp_path: Path, option: str):
         assert file.read_bytes() == other
 
 
+@pytest.mark.slow
 def test_its_page_in_a_folder_of_images_is_no_image(tmp_path: Path):
     root = photos(tmp_path / "photos", ant=3)
     data(root, "--png", root / "ant/page.png")

@@ -112,7 +112,7 @@ LOSSLESS = [
 ]
 
 
-@pytest.mark.sampled(60)
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize(("file", "dtype", "bands"), LOSSLESS, ids=str)
 def test_what_is_written_is_what_is_read(file: tuple[str, str], dtype: str, bands: int, tmp_path: Path):
     values = numbers((30, 41, bands), dtype)

@@ -108,7 +108,7 @@ def file_of(grid: Grid, table: Tensor | None = None, of: str = "vit") -> dict[st
 @pytest.mark.parametrize("new", [(4, 4), (2, 8), (8, 2), (5, 3), (6, 6)], ids=str)
 @pytest.mark.parametrize("old", [(2, 8), (4, 4), (2, 6), (3, 5)], ids=str)
 @pytest.mark.parametrize("of", VITS)
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 def test_positions_of_a_run_are_those_that_timm_makes_when_it_knows_the_grid(of: str, old: Grid, new: Grid):
     source, target = spread(vit(old, of)), vit(new, of)
     found, told = loaded(target, source, recipe=of_a_run(source))
@@ -124,7 +124,7 @@ def test_positions_of_a_run_are_those_that_timm_makes_when_it_knows_the_grid(of:
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("old", "new"), [((2, 8), (4, 4)), ((4, 4), (2, 8)), ((3, 2), (5, 5)), ((1, 4), (3, 3))])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_relative_positions_of_a_beit_are_those_that_timm_makes(shared: bool, old: Grid, new: Grid):
     options = {"use_rel_pos_bias": not shared, "use_shared_rel_pos_bias": shared, "use_abs_pos_emb": shared}
     source, target = spread(beit(old, **options)), beit(new, **options)

@@ -99,6 +99,7 @@ def test_one_patch_a_image_is_refused_where_nothing_is_hidden_too(tmp_path: Path
     assert "masking.ratio" not in message
 
 
+@pytest.mark.slow
 def test_what_torch_says_of_a_norm_in_cost_is_a_message_too():
     made = recipe_of(2, 1)
     assert flops_per_image(made, REGISTRY).total > 0  # two images are counted

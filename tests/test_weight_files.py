@@ -320,7 +320,7 @@ FORMS: dict[str, tuple[str, Callable[[State], Any], str | None, tuple[str, ...]]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 def test_a_published_form_gives_the_features_of_its_encoder(form: str, tmp_path: Path):
     kind, publish, part, told = FORMS[form]
     expected = backbone_of(kind)
