@@ -121,6 +121,25 @@ def test_what_has_no_row_and_what_has_no_file_is_counted(tmp_path: Path):
     assert "1 file .csv" not in said
 
 
+def test_images_without_a_label_can_be_left_out(tmp_path: Path):
+    root = images(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    table(root, "file,label\na,cat\nb,dog\nc,\n")
+    data = Folder(root=str(root), labels=str(root / "labels.csv"), labelled_only=True)
+    assert given(data) == TWO
+    assert described(data)["labels"] == "labels.csv"  # it moves with the images
+    assert "not used: 2 training images without a label in labels.csv" in remarks_of(data)
+    with pytest.raises(RecipeError, match=r"data\.labels"):
+        Folder(root=str(root), labelled_only=True)
+
+
+def test_images_and_their_masks_with_a_table_are_refused_with_what_to_do(tmp_path: Path):
+    root = images(tmp_path, "images/a.png", "images/b.png", "masks/a.png", "masks/b.png")
+    text = "file,label\nimages/a.png,cat\nimages/b.png,dog\n"
+    with pytest.raises(DataError, match=r"name the folder of the images with data\.root, and data\.labels"):
+        labels(root, text)
+    assert labels(root / "images", labels=str(root / "labels.csv")) == TWO
+
+
 def test_paths_with_folders_and_accents_find_their_images(tmp_path: Path):
     composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     root = images(tmp_path, f"x/{apart}.png", "x/1.2.840.png", "y/z/1.png", "z/1.png")
@@ -239,7 +258,7 @@ def test_a_table_that_is_not_there_is_refused_with_what_there_is(tmp_path: Path,
 def test_a_table_in_parquet_is_read_as_one_in_csv(tmp_path: Path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     root = images(tmp_path, "1.png", "2.png", "3.png")
-    columns = {"image_id": [1, 2, 3], "label": [3.0, None, 10.0]}
+    columns = {"image_id": [1.0, 2.0, 3.0], "label": [3.0, None, 10.0]}
     parquet.write_table(arrow.table(columns), root / "labels.parquet")
     assert labels(root, labels="labels.parquet") == {"1.png": "3", "2.png": None, "3.png": "10"}
     parquet.write_table(arrow.table({"id": ["1", "2"], "label": [["a"], ["b"]]}), root / "lists.parquet")

@@ -10,7 +10,7 @@ import torch
 
 from maskzoo.data.labels import NO_LABEL
 from maskzoo.data.layout import ReadAs
-from maskzoo.data.naming import TEST, counted
+from maskzoo.data.naming import TEST, counted, some
 from maskzoo.data.rows import Rows, rows_of
 from maskzoo.data.survey import Place
 from maskzoo.data.tables import Table, refused
@@ -49,14 +49,15 @@ def held_out(labels: Sequence[int] | None) -> tuple[list[int], list[int]]:
     return [number for number in range(len(labels)) if number not in aside], test
 
 
-def divided(top: Place, read_as: ReadAs | None, table: Table) -> Division:
+def divided(top: Place, read_as: ReadAs | None, table: Table, *, labelled_only: bool = False) -> Division:
     """The images below a folder, by the splits of a table, or of folders; otherwise every tenth is held out.
 
+    With `labelled_only`, training images without a label are left out.
     Raises DataError for folders of masks, which are no images, and where the table does not fit the images.
     """
     place = top if read_as == "unlabelled" else inmost(top)
     if read_as is None:
-        refuse_answers(place, image_folders(place))
+        _refuse_masks(place, table)
     files = top.files()
     rows = rows_of(table, files, top.path)
     trains, tests, others = sorted_folders(place)
@@ -73,12 +74,30 @@ def divided(top: Place, read_as: ReadAs | None, table: Table) -> Division:
         given = Division(files, rows, *held_out(rows.labels), top, top, held_out=True, taken=[id(top)])
     lacking = [files[number] for number in sorted([*given.train, *given.test]) if not rows.has_row[number]]
     given.notes = [*rows.notes, *given.notes]
-    if lacking:
+    bare = [number for number in given.train if rows.labels[number] == NO_LABEL]
+    if labelled_only and bare:
+        given.notes.append(f"not used: {counted(len(bare), 'training image')} without a label in {rows.name}")
+        given.train = [number for number in given.train if rows.labels[number] != NO_LABEL]
+    elif lacking:
         given.notes.append(
             f"{counted(len(lacking), 'image')} {'has' if len(lacking) == 1 else 'have'} no row in {rows.name} "
-            f"('{printable(os.path.relpath(lacking[0], top.path))}'), and so no label"
+            f"('{printable(os.path.relpath(lacking[0], top.path))}'), and so no label; data.labelled_only = true leaves "
+            "them out"
         )
     return given
+
+
+def _refuse_masks(place: Place, table: Table) -> None:
+    """Raise DataError for folders of images and of their masks, of which none has a row."""
+    try:
+        refuse_answers(place, image_folders(place))
+    except DataError:
+        path = printable(os.path.abspath(table.path))
+        raise DataError(
+            f"'{place.path}' holds {some([one.name for one in image_folders(place)])}, which look like images and their "
+            f'masks; name the folder of the images with data.root, and data.labels = "{path}", or set data.read_as to '
+            '"unlabelled" if all are images'
+        ) from None
 
 
 def _by_folders(files: list[str], rows: Rows, train: Place, tests: list[Place], others: list[Place]) -> Division:

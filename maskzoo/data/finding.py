@@ -69,18 +69,20 @@ def find(
     read_as: ReadAs | None = None,
     endings: Sequence[str] | None = None,
     labels: Table | None = None,
+    *,
+    labelled_only: bool = False,
 ) -> Found:
     """The images below a folder, read as the table says, or as is asked for. Raises DataError where it says nothing.
 
     Images are the files with these `endings`; unless given, with all that can be read. With `labels`, theirs are in
-    that table, and folders tell splits alone.
+    that table, and folders tell splits alone; `labelled_only` leaves out training images that have none.
     """
     path = os.fspath(root)
     if kind := is_our_folder(path):
         raise DataError(f"'{path}' is a {kind} of MaskZoo, no folder of images; name the folder that the images are in")
     place = survey(path, endings or EXTENSIONS, arrays_beside=endings is None)
     reader = _Reader(place, read_as, endings or EXTENSIONS)
-    return reader.found() if labels is None else reader.found_by(labels)
+    return reader.found() if labels is None else reader.found_by(labels, labelled_only=labelled_only)
 
 
 class _Reader:
@@ -121,14 +123,14 @@ class _Reader:
         return self._whole(self._part(place))
 
     # ----------------------------------------------------------------------------------------------------------- table
-    def found_by(self, table: Table) -> Found:
+    def found_by(self, table: Table, *, labelled_only: bool) -> Found:
         """All images by the labels of a table, and by its splits, or those of folders."""
         if not self.top.has_images:
             raise DataError(no_images(self.top, self.endings))
         for place in self.top.all():
             if place.real == os.path.dirname(os.path.realpath(table.path)):
                 place.passed[ending(os.path.basename(table.path))] -= 1  # it is used
-        given = divided(self.top, self.read_as, table)
+        given = divided(self.top, self.read_as, table, labelled_only=labelled_only)
         self.notes += given.notes
         self.taken, self.aside = set(given.taken), dict(given.aside)
         part = _Part(given.train_place, given.files, list(given.rows.labels), list(given.rows.classes))

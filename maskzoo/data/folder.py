@@ -103,12 +103,14 @@ class Folder(ReadsImages):
     # its columns with the files and with the labels; unless given, those called file, filename, path, image or id, and
     # label, class, target or category
     label_columns: tuple[str, str] | None = None
+    # whether training images to which that table gives no label are left out
+    labelled_only: bool = False
 
     def __attrs_post_init__(self) -> None:
         root = expanded(self.root)
         check_folder(root)
         endings = None if self.endings is None else [one.lower() for one in self.endings]
-        found = find(root, self.read_as, endings, self._table(root))
+        found = find(root, self.read_as, endings, self._table(root), labelled_only=self.labelled_only)
         self.layout: Layout = found.layout
         self.remarks: Sequence[str] = found.layout.lines()
         train, test = found_splits(found)
@@ -123,13 +125,17 @@ class Folder(ReadsImages):
     def _table(self, root: Path) -> Table | None:
         """The table with the labels, if there is to be one."""
         if self.labels is None:
-            if self.label_columns is not None:
-                raise RecipeError("is for the table in data.labels, which is not given", key="label_columns")
+            for key in ("label_columns", "labelled_only"):
+                if getattr(self, key):
+                    raise RecipeError("is for the table in data.labels, which is not given", key=key)
             return None
         if self.read_as == "classes":
             raise RecipeError('"classes" takes labels from folders, and data.labels from a table', key="read_as")
         if self.labels.startswith("~"):
             self.labels = str(expanded(self.labels, "labels"))
+        inside = os.path.join(os.path.abspath(root), "")
+        if self.labels.startswith(inside):  # it moves with the images
+            self.labels = self.labels.removeprefix(inside)
         return read_table(table_path(root, self.labels), self.label_columns)
 
     def _with_extras(self, root: Path, train: ImageFiles, test: ImageFiles) -> tuple[ImageFiles, ImageFiles]:

@@ -45,7 +45,8 @@ class Layout:
     def _labels(self) -> str:
         if self.classes is None:
             return "no labels" + (f" ({self.why_unlabelled})" if self.why_unlabelled else "")
-        classes = f"{len(self.classes):,} classes ({some(self.classes)})"
+        noun = "class" if len(self.classes) == 1 else "classes"
+        classes = f"{len(self.classes):,} {noun} ({some(self.classes)})"
         return f"{classes} of {self.labelled_by}" if self.labelled_by else classes
 
     def _images(self) -> str:

@@ -57,6 +57,8 @@ class _Images:
             if wanted in self.by_path:
                 return [self.by_path[wanted]]
         places = self.by_name.get(name.rpartition("/")[2].casefold(), ())
+        if not places and re.fullmatch(r"\d+\.0", name):  # a number, as a table program writes it
+            return self.named(name[:-2], slot)
         found = [number for number in places if _fits(self.paths[number], name)]
         for better in (
             [number for number in found if _same_letters(self.paths[number], name)],

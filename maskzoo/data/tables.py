@@ -22,7 +22,10 @@ from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import MOST_BYTES, printable, quoted, read_text
 
 # Names of columns as `_plain_name` makes them, the first the surest.
-FILE = ("file", "filename", "filepath", "path", "image", "imagefile", "imagename", "imagepath", "imageid", "id")
+FILE = (
+    *("file", "filename", "filepath", "path", "image", "imagefile", "imagename", "imagepath", "img", "imgname"),
+    *("imgpath", "imageid", "imgid", "id"),
+)
 LABEL = ("label", "labels", "class", "classname", "classid", "target", "category")
 SPLIT = "split"
 DELIMITERS = ",;\t|"
@@ -170,6 +173,8 @@ def _text(value: Any, column: str, path: str) -> str:
         return ""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, float) and value.is_integer():  # whole numbers, where one of the column is missing
+        value = int(value)
     if isinstance(value, str | bool | int | float):
         return str(value).strip()
     raise refused(
