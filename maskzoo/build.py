@@ -458,7 +458,7 @@ def refuse_unlabelled(path: str, who: str, needs: frozenset[str], dataset: Datas
     if lacking := unlabelled(dataset):
         raise RecipeError(
             f"{path}: {who} needs labels, and {lacking} of {len(dataset.train)} training images have none; leave those "
-            "images out"
+            "images out (by data.labelled_only = true, where labels are in a table, data.labels)"
         )
 
 

@@ -135,7 +135,7 @@ def test_images_without_a_label_can_be_left_out(tmp_path: Path):
 def test_images_and_their_masks_with_a_table_are_refused_with_what_to_do(tmp_path: Path):
     root = images(tmp_path, "images/a.png", "images/b.png", "masks/a.png", "masks/b.png")
     text = "file,label\nimages/a.png,cat\nimages/b.png,dog\n"
-    with pytest.raises(DataError, match=r"name the folder of the images with data\.root, and data\.labels"):
+    with pytest.raises(DataError, match=r"images with data\.root, and the table with data\.labels"):
         labels(root, text)
     assert labels(root / "images", labels=str(root / "labels.csv")) == TWO
 

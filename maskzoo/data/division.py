@@ -79,10 +79,10 @@ def divided(top: Place, read_as: ReadAs | None, table: Table, *, labelled_only: 
         given.notes.append(f"not used: {counted(len(bare), 'training image')} without a label in {rows.name}")
         given.train = [number for number in given.train if rows.labels[number] != NO_LABEL]
     elif lacking:
+        example = printable(os.path.relpath(lacking[0], top.path))
         given.notes.append(
             f"{counted(len(lacking), 'image')} {'has' if len(lacking) == 1 else 'have'} no row in {rows.name} "
-            f"('{printable(os.path.relpath(lacking[0], top.path))}'), and so no label; data.labelled_only = true leaves "
-            "them out"
+            f"('{example}'), and so no label; data.labelled_only = true leaves them out"
         )
     return given
 
@@ -92,11 +92,12 @@ def _refuse_masks(place: Place, table: Table) -> None:
     try:
         refuse_answers(place, image_folders(place))
     except DataError:
+        there = some([one.name for one in image_folders(place)])
         path = printable(os.path.abspath(table.path))
         raise DataError(
-            f"'{place.path}' holds {some([one.name for one in image_folders(place)])}, which look like images and their "
-            f'masks; name the folder of the images with data.root, and data.labels = "{path}", or set data.read_as to '
-            '"unlabelled" if all are images'
+            f"'{place.path}' holds {there}, which look like images and their masks; name the folder of the images with "
+            f'data.root, and the table with data.labels = "{path}", or set data.read_as to "unlabelled" if all are '
+            "images"
         ) from None
 
 
