@@ -273,7 +273,8 @@ def _evaluate(subject: Subject, evaluators: Sequence[Any], wishes: Wishes, conso
             with folder.writing():
                 folder.add_evaluation(new)
     if not found:
-        raise stopped or RecipeError("nothing could be measured")
+        reason = "" if evaluators else ": there is no evaluator to run; name some, e.g. --with knn,linear"
+        raise stopped or RecipeError(f"nothing could be measured{reason}")
     pooled = "mean of patch tokens" if wishes.pooling == "mean" else "class token"
     step = [f"step {subject.about['step']}"] if "step" in subject.about else []
     console.print(", ".join([subject.dataset.name, pooled, *step]), highlight=False, markup=False)

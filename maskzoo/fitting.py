@@ -92,7 +92,8 @@ def chosen(backbone: Any, source: Source, asked: WeightsRecipe, key: str) -> Fit
         raise RecipeError(f"{key}: {good[0].problem}")
     if good:
         listed = ", ".join(fit.part.told for fit in good)
-        key_of = f"weights.part = {good[0].part.name!r}"
+        first = min(good, key=lambda fit: "decoder" in fit.part.name)
+        key_of = f"weights.part = {first.part.name!r}"
         raise RecipeError(f"{key}: '{source.path}' holds {listed}; say which, e.g. {key_of}")
     raise RecipeError(f"{key}: {_no_fit(backbone, source, fits, wanted)}")
 
@@ -150,6 +151,7 @@ def _fit(backbone: Any, part: Part, source: Source, asked: WeightsRecipe, key: s
                 given, more = _adapted(backbone, given, own)
                 remarks = [*remarks, *more]
     except Exception as problem:  # timm's own functions, given the names or sizes of another network
+        given = _norm_in_place(given, inner)
         lacking, besides = _missing(given, inner), _extra(backbone, given, own)
         words = str(problem).removeprefix(f"{key}: ")
         if (lacking or besides) and near >= ALMOST:
@@ -273,7 +275,7 @@ def _no_fit(backbone: Any, source: Source, fits: Sequence[Fit], wanted: str | No
 def _advice(fit: Fit) -> str:
     if fit.problem in ("it lacks model.cls_token", "it lacks model.cls_token, model.pos_embed"):
         return "; backbone.options.class_token = false makes a backbone without a class token"
-    if found := re.search(r"\[\d+, 3, (\d+, \d+)\], not \[\d+, (\d+), \1\]", fit.problem):
+    if found := re.search(r"\[\d+, 3, (\d+, \d+)\], not \[\d+, (?!3,)(\d+), \1\]", fit.problem):
         return f"; weights.channels = 'adapt' makes weights for {found[2]} channels of those for 3, as timm does"
     return ""
 

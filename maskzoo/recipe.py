@@ -491,7 +491,9 @@ def _at(path: str, call: Callable[[], Any]) -> Any:
             if isinstance(leaf, _OurBug):
                 raise leaf.problem from None
         if isinstance(problem, MaskZooError) and not isinstance(problem, RecipeError):
-            raise type(problem)(f"{path}: {problem}") from (problem.__cause__ or problem)
+            told = str(problem)
+            told = told if told.startswith("recipe.") else f"{path}: {told}"  # some begin with their key
+            raise type(problem)(told) from (problem.__cause__ or problem)
         sentence = "\n".join(_sentences(problem, path))
         for _, leaf in leaves:
             if isinstance(leaf, PluginError):

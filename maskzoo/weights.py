@@ -45,7 +45,8 @@ def load_weights(backbone: Backbone, weights: WeightsRecipe | Path, key: str = "
 def _source(path: Path, key: str, part: str | None) -> Source:
     """What is at a path, read by code that runs nothing of it."""
     if re.match(r"\w+:/", str(path)):  # the file system has made one slash of two
-        raise RecipeError(f"{key}: '{path}' is a URL, and nothing is fetched; download the file, and name it here")
+        url = str(path).replace(":/", "://", 1)
+        raise RecipeError(f"{key}: '{url}' is a URL, and nothing is fetched; download the file, and name it here")
     if os.path.isdir(path / "checkpoints"):
         checkpoints = checkpoint.found(path / "checkpoints")
         if not checkpoints:

@@ -106,6 +106,17 @@ def test_a_single_table_that_was_saved_is_the_training_images_and_a_tenth_is_hel
     assert len(HuggingFace(path=str(tmp_path / "d"), test_split="").test) == 0
 
 
+def test_columns_of_which_none_is_taken_for_labels_are_told_once(tmp_path: Path):
+    columns = {"image": [content(number) for number in range(4)], "label": [0.5, 1.5, 2.5, 3.5], "digit": [1, 2, 3, 4]}
+    write_parquet(tmp_path / "d/train.parquet", columns)
+    told = " ".join(HuggingFace(path=str(tmp_path / "d")).remarks)
+    assert "no column" in told
+    assert "'label' (float64), 'digit' (int64)" in told
+    assert "data.label_column" in told
+    assert not HuggingFace(path=str(tmp_path / "d"), label_column="").remarks
+    assert not any("no column" in one for one in HuggingFace(path=str(tmp_path / "d"), label_column="digit").remarks)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_folder_of_tables_is_read(tmp_path: Path, kind: str):
     for split, first in (("train", 0), ("validation", 6)):

@@ -331,4 +331,4 @@ def test_a_run_with_a_table_is_trained_resumed_and_evaluated(tmp_path: Path):
     table(root, "file,label\nnothing.png,cat\n")
     refused = maskzoo("evaluate", tmp_path / "run")
     assert refused.startswith("2 ")
-    assert "recipe.data.labels" in refused
+    assert "Error: recipe.data.labels: " in refused

@@ -121,6 +121,13 @@ def test_what_an_earlier_format_kept_is_not_read(tmp_path: Path):
     assert len(Shards(root=str(root)).train) == 9
 
 
+def test_a_label_that_is_no_number_is_refused_without_the_words_of_python(tmp_path: Path):
+    root = shard(tmp_path / "data", [*images(0), ("part/000.cls", b"cat\n")])
+    with pytest.raises(DataError, match=r"part/000\.cls.* holds .cat., and a label is a class's number") as refused:
+        Shards(root=str(root))
+    assert "ValueError" not in str(refused.value)
+
+
 @pytest.mark.parametrize("content", [b"cat", b"", b"1.5", b"true"])
 def test_what_is_no_number_is_refused_by_name(content: bytes, tmp_path: Path):
     root = shard(tmp_path / "data", [*images(0), ("part/000.cls", content)])

@@ -365,6 +365,33 @@ def test_weights_for_three_channels_are_refused_and_adapted_as_timm_does_where_t
     torch.testing.assert_close(kernel, expected)
 
 
+@pytest.mark.parametrize(
+    ("adapter", "name", "size", "other"),
+    [("vit", "eva02_tiny_patch14_224", 28, (28, 112)), ("beit", "beit_base_patch16_224", 32, (32, 128))],
+)
+def test_a_norm_behind_the_pooling_is_not_missed_where_the_grid_is_what_is_not_known(
+    adapter: str, name: str, size: int, other: tuple[int, int], tmp_path: Path
+):
+    torch.manual_seed(0)
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    state = timm.create_model(name, img_size=other, **options).state_dict()
+    state = {one: torch.randn_like(value) if value.is_floating_point() else value for one, value in state.items()}
+    torch.save(state, tmp_path / "w.pth")
+    use = {"use": adapter, "timm": name, "image_size": size, "options": options}
+    backbone = make(REGISTRY, "backbone", use, "backbone")
+    with pytest.raises(RecipeError, match=r"does not tell where its positions lie.* 2 x 8"):
+        load_weights(backbone, tmp_path / "w.pth")
+    told = load_weights(backbone, WeightsRecipe(str(tmp_path / "w.pth"), grid=(2, 8)))
+    assert any("2 x 8 were resized to 2 x 2" in one for one in told)
+
+
+def test_another_width_is_not_taken_for_another_number_of_channels(tmp_path: Path):
+    state = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, **{**VIT, "embed_dim": 48}
+    ).state_dict()
+    assert "adapt" not in refusal(state, tmp_path)
+
+
 # ----------------------------------------------------------------------------------------------------- which of several
 def refusal(content: Any, tmp_path: Path, kind: str = "vit", part: str | None = None) -> str:
     torch.save(content, tmp_path / "weights.pth")

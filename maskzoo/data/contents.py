@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from maskzoo.data.labels import NO_LABEL
 from maskzoo.data.places import Place
 from maskzoo.errors import DataError
-from maskzoo.plain import parse_json
+from maskzoo.plain import parse_json, printable, quoted
 
 FORMAT = 2  # of what is kept; another one is gone through anew
 ENDINGS = 50  # that are counted apart, of what is passed over
@@ -135,8 +135,16 @@ class _Pairs:
         held = b"" if content is None else content.read()
         try:
             value = parse_json(held, name)[self.field] if self.field else int(held)
-        except (DataError, ValueError, LookupError, TypeError) as error:
-            raise DataError(f"{name} holds no class's number ({error!r}); correct `data.label_key`") from error
+        except DataError as error:
+            raise DataError(f"{error}; correct `data.label_key`") from error
+        except (LookupError, TypeError) as error:
+            raise DataError(f"{name} has no field {quoted(self.field)}; correct `data.label_key`") from error
+        except ValueError as error:
+            text = quoted(printable(held[:LETTERS].decode("utf-8", "backslashreplace").strip()))
+            raise DataError(
+                f"{name} holds {text}, and a label is a class's number: 0, 1, 2 and so on (below 0: none); number the "
+                "classes, or correct `data.label_key`"
+            ) from error
         if value is None:
             return NO_LABEL
         if not isinstance(value, int) or isinstance(value, bool):
@@ -178,8 +186,9 @@ def told(found: Mapping[str, Contents], image_key: tuple[str, ...], label_key: s
     lines = []
     if alone:
         example = next(one.example for one in found.values() if one.alone)
+        count = f"{alone:,} members '{ending}' have" if alone > 1 else f"1 member '{ending}' has"
         lines.append(
-            f"{alone:,} members '{ending}' have no image of their name in the same shard, e.g. '{example}'"
+            f"{count} no image of their name in the same shard, e.g. '{example}'"
             + (f", and {unlabelled:,} of {images:,} images have none" if unlabelled else "")
             + "; what belongs together has one name up to the first dot"
         )
@@ -193,7 +202,7 @@ def passed_over(found: Mapping[str, Contents]) -> str:
     counts: Counter[str] = Counter()
     for one in found.values():
         counts.update(one.passed)
-    most = [f"{count:,} members {_ending(ending)}" for ending, count in counts.most_common(5)]
+    most = [f"{count:,} member{'s' * (count != 1)} {_ending(ending)}" for ending, count in counts.most_common(5)]
     return ", ".join(most) + (f" and {len(counts) - 5} other endings" if len(counts) > 5 else "")
 
 

@@ -144,7 +144,12 @@ class HuggingFace(ReadsImages):
         check_split(self.train_split, splits, "train_split")
         table = splits[self.train_split]
         self.image_column = image_column(table.features, self.image_column)
-        self.label_column = label_column(table.features, self.label_column)
+        asked, self.label_column = self.label_column, label_column(table.features, self.label_column)
+        if asked is None and not self.label_column and len(table.features) > 1:
+            self._tell(
+                f"no column of '{self.path}' is taken for labels; {listed(table.features)}, and "
+                "data.label_column chooses one that holds whole numbers or texts"
+            )
         names = class_names(table, self.label_column) if self.label_column else []
         self.classes: Sequence[str] | None = names or None
         if self.label_column and not names:
