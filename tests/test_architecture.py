@@ -67,7 +67,6 @@ LEVELS = (
         "folder",
         "flags",
         "provenance",
-        "classnames",
     },
     {"gallery", "doubts", "display", "measuring", "cost", "preview", "export", "classnames"},
     {"run", "evaluate", "show", "overview"},
