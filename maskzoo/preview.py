@@ -103,7 +103,7 @@ def preview(
     _refuse_to_overwrite(out)
     named = NamedFiles(files)
     options = ReadsImages()
-    players = players_of(wish, registry, options.decide(named), (options.mean or (), options.std or ()))
+    players = players_of(wish, registry, options.decide(named, required=False), (options.mean or (), options.std or ()))
     backbone = players.objective.backbone
     named = NamedFiles(files, players.reading)
     whole = [named[number] for number in range(len(files))]

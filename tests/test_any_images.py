@@ -88,7 +88,7 @@ def test_any_folder_trains_two_steps_or_is_refused_in_a_message(folder: dict[str
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(folder=folders())
 def test_some_folders_train_two_steps_or_are_refused_in_a_message(folder: dict[str, Any]):
     trains_or_refuses(folder)

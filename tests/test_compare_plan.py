@@ -425,7 +425,7 @@ def test_seeds_are_paired(whole: Path):
     assert before("random-s1") == before("clmae-s1")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_at_once_are_those_one_after_the_other(programs: Starter, whole: Path, tmp_path: Path):
     recipe = recipe_file(tmp_path, steps=20)
     done = programs.run(*WORDS, recipe, "--seeds", "1", "--out", tmp_path / "out", "--jobs", "2")
@@ -451,7 +451,7 @@ def test_what_runs_at_once_ends_with_the_comparison_and_goes_on_with_it(programs
         assert "resumed at step" in (out / "logs" / f"{folder.name}.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_on_several_devices_are_those_on_one(programs: Starter, whole: Path, tmp_path: Path):
     recipe = recipe_file(tmp_path, steps=20, device="auto")
     done = programs.run(*WORDS, recipe, "--seeds", "1", "--out", tmp_path / "out", "--devices", "cpu,cpu:0")
@@ -463,7 +463,7 @@ def test_runs_on_several_devices_are_those_on_one(programs: Starter, whole: Path
         assert run.environment["device"] == device
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equal_time_is_measured_by_a_probe_that_is_made_once(programs: Starter, tmp_path: Path):
     recipe, out = recipe_file(tmp_path, steps=60), tmp_path / "out"
     words = (*WORDS, recipe, "--seeds", "1", "--out", out, "--equal", "time")

@@ -198,7 +198,7 @@ def test_the_command_writes_what_timm_opens_with_fitting_transforms(folder: Path
     assert (config["crop_pct"], config["interpolation"]) == (1.0, "bicubic")
     assert model.num_classes == 10
     readme = (tmp_path / "new" / "README.md").read_text()
-    assert len(readme.splitlines()) == 2
+    assert len(readme.splitlines()) == 3  # the model, its classes, and how it came to be
     assert f"timm.create_model('local-dir:{tmp_path / 'new'}', pretrained=True)" in readme
     assert "objective masksub, masker random, data digits, step 2" in readme
 

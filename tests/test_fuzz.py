@@ -195,7 +195,7 @@ def test_a_sample_of_nasty_values_is_refused_by_name_or_made(data: Path):
     assert [told for case in sample if (told := wrong(case, data))] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("share", range(4))
 def test_a_larger_sample_of_nasty_values_is_refused_by_name_or_made(share: int, data: Path):
     cases = random.Random(1).sample(CASES, 480)[share::4]

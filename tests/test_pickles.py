@@ -138,7 +138,7 @@ def test_checkpoints_are_read_without_running_anything(way: Callable[..., None],
             checkpoint.read(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_foreign_run_full_of_pickles_runs_nothing(harm: Path, tmp_path: Path):
     words = ["train", *TINY, "--set", "train.checkpoint_steps=1", "--out", str(tmp_path / "run")]
     assert CliRunner().invoke(main, words).exit_code == 0
@@ -381,7 +381,7 @@ def test_what_reads_a_sharded_checkpoint_s_table_may_name_plain_classes_only():
             checkpoint._Plain(io.BytesIO()).find_class(module, name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_what_submitit_left_in_a_comparison_is_not_unpickled(
     harm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -572,3 +572,26 @@ def test_a_run_on_such_files_is_trained_evaluated_and_previewed(kind: str, tmp_p
     arguments = ["preview", "--run", run, "--moments", "2", "--out", str(tmp_path / "p.png"), str(one)]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert CliRunner().invoke(main, ["train", "--out", run, "--resume"]).exit_code == 0
+
+
+@pytest.mark.parametrize("value", [-9999.0, 1e20])
+def test_a_value_far_from_all_others_is_suspected_to_mean_none(value: float, tmp_path: Path):
+    for number in range(4):
+        field = np.random.default_rng(number).random((1, 16, 16)).astype(np.float32)
+        field[:, :3] = value
+        tifffile.imwrite(tmp_path / f"{number}.tif", field, photometric="minisblack")
+    told = " ".join(Folder(root=str(tmp_path)).remarks)
+    assert f"set data.nodata = {value:.10g}" in told
+    named = Folder(root=str(tmp_path), nodata=value)
+    assert named.range == (0.0, 1.0)
+    assert "set data.nodata" not in " ".join(named.remarks)
+    assert not bool(named.train[0].extras["valid"][:, :3].any())
+
+
+def test_a_square_with_a_few_bands_more_or_less_is_a_square(tmp_path: Path):
+    for name, shape in (("first", (12, 16, 16)), ("last", (16, 16, 20)), ("small", (3, 4, 4))):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "0.npy", np.random.default_rng(0).random(shape).astype(np.float32))
+        assert tuple(Folder(root=str(tmp_path / name)).train[0].image.shape) == {
+            "first": (12, 16, 16), "last": (20, 16, 16), "small": (3, 4, 4)
+        }[name]  # fmt: skip

@@ -128,7 +128,7 @@ def test_a_run_leaves_everything_that_explains_it(tmp_path: Path):
     assert environment["versions"]["torch"]
     assert any(plugin.startswith("maskzoo ") for plugin in environment["plugins"])
     assert environment["images"] == {"train": 1437, "test": 360}
-    own = {"command", "process", "host", "checkpointed"}  # a report keeps these to itself
+    own = {"command", "process", "host", "checkpointed", "class_names", "remarks"}  # a report keeps these to itself
     assert environment.keys() <= PUBLISHED | own
     assert (environment["steps"], environment["classes"], environment["curriculum"]) == (9, 10, True)
     assert {"clmae", "reconstruct", "digits", "knn"} <= {entry["name"] for entry in environment["used"]}

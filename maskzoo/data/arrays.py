@@ -95,7 +95,10 @@ def _image(shape: tuple[int, ...], kind: Any, load: Callable[[], NDArray[Any]], 
 
 
 def _axis_of_bands(shape: tuple[int, ...], bands: int, name: str) -> int | None:
-    """Which axis is that of the bands: the one of as many values as there are bands, else the clearly shortest."""
+    """Which axis is that of the bands: the one of as many values as there are bands, else the clearly shortest.
+
+    Else the one that leaves a square, since most small arrays of many bands are square.
+    """
     if len(shape) == 2:
         return None
     if len(shape) != 3:
@@ -106,6 +109,8 @@ def _axis_of_bands(shape: tuple[int, ...], bands: int, name: str) -> int | None:
     least, other = sorted((first, last))
     if least <= MOST_BANDS and (2 * least <= other) and (2 * least <= shape[1] or least <= 4):
         return 0 if first == least else 2
+    if first != last and shape[1] in (first, last) and (last if shape[1] == first else first) <= MOST_BANDS:
+        return 0 if shape[1] == last else 2  # a square image
     raise DataError(
         f"{name} has the shape {list(shape)}, of which either end may be the bands; say how many there are with "
         "data.channels, or store [bands, H, W]"

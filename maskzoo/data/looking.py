@@ -22,6 +22,8 @@ MOST_VALUES = 2**27  # that are measured; of large images fewer are looked at, b
 SAMPLED = 2**14  # values of an image from which the ends of a range are estimated
 TAILS = (0.1, 99.9)  # per cent: what lies outside of them may lie outside of the levels 0 to 1
 FAR = 100  # times the range: where the ends lie no further out, they may have been measured
+FEW = 8  # values that are masks and labels rather than measurements
+OFTEN, APART = 1e-3, 2.0  # share of all values, and distance in ranges of the others, of what may mean none is there
 WIDTHS = (8, 10, 12, 14, 16, 20, 24, 32, 48, 64)  # bits that instruments have
 
 
@@ -60,12 +62,13 @@ class Measured:
     high: float
     ends: tuple[float, float]  # at the TAILS
     whole: bool  # whether all of them are whole numbers
+    fill: tuple[float, float] | None = None  # a value far from all others, which may mean none is there, and its share
 
 
-def look(files: Files, reading: Reading) -> list[Seen]:
+def look(files: Files, reading: Reading, *, required: bool) -> list[Seen]:
     """What some of the files say, evenly spread; what cannot be read is passed over, since its lookup will tell.
 
-    DataError where not one can be read.
+    DataError where not one can be read, if any is `required`.
     """
     seen: list[Seen] = []
     problems: list[DataError] = []
@@ -76,7 +79,7 @@ def look(files: Files, reading: Reading) -> list[Seen]:
                 seen.append(_seen(found, position, laid_over=reading.channels in (0, 1, 3)))
         except DataError as problem:
             problems.append(problem)
-    if problems and not seen:
+    if required and problems and not seen:
         count = f"the {len(problems)} images" if len(problems) > 1 else "the images"
         raise type(problems[0])(f"none of {count} that were looked at can be read: {problems[0]}") from problems[0]
     return seen
@@ -117,8 +120,24 @@ def measure(files: Files, seen: Sequence[Seen], reading: Reading) -> Measured | 
     _read_again(files, seen, reading, take)
     if not samples:
         return None
-    first, last = np.percentile(np.concatenate(samples), TAILS)
-    return Measured(len(samples), low, high, (float(first), float(last)), whole)
+    values = np.concatenate(samples)
+    first, last = np.percentile(values, TAILS)
+    return Measured(len(samples), low, high, (float(first), float(last)), whole, fill_of(values))
+
+
+def fill_of(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """The lowest or highest value if it is often there and far from all others, and its share; else None.
+
+    Such as -9999, -32768 or 1e20, which instruments write where they have measured nothing.
+    """
+    distinct = np.unique(values)
+    if len(distinct) < FEW:
+        return None
+    for end, rest in ((distinct[0], distinct[1:]), (distinct[-1], distinct[:-1])):
+        share = float((values == end).mean())
+        if share >= OFTEN and np.abs(rest - end).min() > APART * (rest[-1] - rest[0]):
+            return float(end), share
+    return None
 
 
 def statistics(files: Files, seen: Sequence[Seen], reading: Reading) -> tuple[NDArray[Any], NDArray[Any]] | None:

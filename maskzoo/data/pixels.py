@@ -112,11 +112,11 @@ class ReadsImages:
         found: dict[str, Any] = {"gaps": False, "kinds": list(KEPT[:1])}
         return found | ({} if statistics is None else {"mean": list(statistics[0]), "std": list(statistics[1])})
 
-    def decide(self, train: Split) -> Reading:
+    def decide(self, train: Split, *, required: bool = True) -> Reading:
         """How all images are read, after a look at some of those to train on; settles the options that are open.
 
         Nothing is looked at where all are settled, or in a stream. RecipeError where options do not fit each other,
-        DataError where the files are of no use together.
+        DataError where the files are of no use together, or where none can be read, if any is `required`.
         """
         self.remarks: Sequence[str] = getattr(self, "remarks", ())
         if self.bands is not None and self.channels not in (None, len(self.bands)):
@@ -124,7 +124,7 @@ class ReadsImages:
         settled = None not in (self.channels, self.kinds, self.gaps, self.mean, self.std)
         files: Any = train if hasattr(train, "stored") else ()
         draft = Reading(self.channels or 0, None, self.bands, self.nodata, self.background, self.array)
-        seen = [] if settled or not len(files) else look(files, draft)
+        seen = [] if settled or not len(files) else look(files, draft, required=required)
         seen = self._settle_kinds(files, seen, draft)
         self._settle_channels(seen)
         self._settle_gaps(seen)
@@ -204,6 +204,14 @@ class ReadsImages:
         self.range, why = range_of(deep[0].kind, deep, measured)
         end = "" if self.range is None else f" (data.range = [{self.range[0]:.10g}, {self.range[1]:.10g}])"
         self._tell(why + end)
+        if measured.fill is not None:
+            value, share = measured.fill
+            short = float(str(np.float32(value)))  # 1e20, and not what its four bytes are to ten digits
+            shown = f"{short if np.float32(value) == value else value:.10g}"
+            self._tell(
+                f"{share:.1%} of the values are exactly {shown}, far from all others: if that stands for a missing "
+                f"value, set data.nodata = {shown}"
+            )
 
     def _settle_statistics(self, files: Any, seen: Sequence[Seen]) -> None:
         assert self.channels is not None
