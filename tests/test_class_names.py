@@ -30,6 +30,8 @@ from maskzoo.measured import read as read_evaluation
 from maskzoo.provenance import facts
 from maskzoo.trained import Trained
 
+pytestmark = pytest.mark.slow
+
 
 @attrs.define(eq=False)
 class Named(Images):

@@ -20,6 +20,8 @@ from maskzoo.compare.whole import compare_all
 from maskzoo.errors import MaskZooError, RecipeError
 from maskzoo.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 PLAN = {"baseline": "random", "equal": "epochs", "cells": [], "runs": []}
 
 

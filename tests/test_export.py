@@ -25,6 +25,8 @@ from maskzoo.run import run
 from maskzoo.trained import Trained
 from maskzoo.weights import load_weights
 
+pytestmark = pytest.mark.slow
+
 VIT = BACKBONES["vit"]
 CASES: dict[str, tuple[dict[str, Any], int]] = {  # a backbone, and the channels of its images
     **{name: (BACKBONES[name], 3) for name in ("vit", "eva", "beit", "swin", "hiera", "convnext", "resnet")},

@@ -31,6 +31,8 @@ from maskzoo.folder import RunFolder
 from maskzoo.recipe import read
 from maskzoo.records import gaps
 
+pytestmark = pytest.mark.slow
+
 
 def run(out: Path, plain: dict[str, Any] | None = None, *, resume: bool = False, **train: Any) -> str:
     """A run in this process, by the smallest recipe unless another is given; what it printed."""

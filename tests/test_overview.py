@@ -20,6 +20,8 @@ from maskzoo.overview.looking import BINS, choose, levels_of, look, thumbnail
 from maskzoo.overview.printing import wrapped
 from maskzoo.overview.summary import MADE_BY
 
+pytestmark = pytest.mark.slow
+
 TINY = '{timm="vit_tiny_patch16_224",patch_size="auto",options={embed_dim=8,depth=1,num_heads=1}}'
 
 

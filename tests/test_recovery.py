@@ -40,6 +40,8 @@ from maskzoo.errors import MaskZooError, RecipeError, StoppedError
 from maskzoo.recipe import read
 from maskzoo.train import Session, train
 
+pytestmark = pytest.mark.slow
+
 CLMAE = {"use": "clmae", "depth": 1}
 NAN = float("nan")
 
