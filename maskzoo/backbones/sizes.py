@@ -23,8 +23,8 @@ LEAST_UNITS = 4  # a side; smaller images are enlarged
 LEAST_PATCHES = 7  # a side, with an automatic patch: MNIST's 28 pixels give 7 x 7 patches of 4
 USUAL_SIDE = 224  # pixels of the shorter side, to which large images are brought
 LONG_SIDE = 512  # pixels of the longer side, beyond which the shorter one is made smaller too
-MOST_AUTOMATIC = 1024  # patches, 32 x 32 of them, where nobody asked for a size or a patch
-MOST_PIXELS = LONG_SIDE**2  # of an image, where nobody asked for its size: networks of several stages pay by the pixel
+MOST_AUTOMATIC = 1024  # patches, 32 x 32 of them, where no size or patch was asked for
+MOST_PIXELS = LONG_SIDE**2  # of an image, where its size was left open: networks of several stages pay by the pixel
 LONGEST, MOST_ASPECT = 64, 8  # units of a long side, and the shape up to which an image keeps its own
 _ANY_SIZE: ContextVar[bool] = ContextVar("any_size", default=False)
 
@@ -120,7 +120,7 @@ def by(size: Size) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-# ---------------------------------------------------------------------------------------------- what somebody asked for
+# ---------------------------------------------------------------------------------------------- what was asked for
 def asked_patch(size: Size) -> int:
     """The same as `patch_for`; RecipeError where there is none."""
     patch = patch_for(size)
@@ -154,7 +154,7 @@ def _cuts(size: Size, patch: int) -> bool:
 
 
 def refuse_uncut(size: Size, unit: Size) -> None:
-    """Raise RecipeError for a size that somebody asked for and that is no number of units."""
+    """Raise RecipeError for a size that was asked for and that is no number of units."""
     if any(side % step for side, step in zip(size, unit, strict=True)):
         nearest = [max(1, round(side / step)) * step for side, step in zip(size, unit, strict=True)]
         raise RecipeError(

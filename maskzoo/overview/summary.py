@@ -174,7 +174,7 @@ def run_of(dataset: Dataset, recipe: Recipe, registry: Registry) -> dict[str, An
 
 # ------------------------------------------------------------------------------------------------------------ concerns
 def concerns(told: Mapping[str, Any]) -> list[str]:
-    """What somebody should look at before training, the gravest first."""
+    """What to look at before training, the gravest first."""
     counts = told["counts"]
     looked = sum(split["looked_at"] for split in told["splits"].values())
     some = "" if looked == sum(split["images"] for split in told["splits"].values()) else ", of those looked at"
