@@ -12,6 +12,7 @@ import matplotlib
 import numpy
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from maskzoo.bands import shown_channels
@@ -59,6 +60,15 @@ def covered(images: Tensor, mask: Mask, grid: tuple[int, ...], patch: tuple[int,
 def coloured(images: Tensor) -> Tensor:
     """Images [B, C, H, W] of any number of channels in [0, 1] as [B, 3, H, W], as `maskzoo.bands` chooses them."""
     return View(shown_channels(images.shape[1]))(images)
+
+
+def drawn_by(file: Path, owner: str) -> bool:
+    """Whether a file is a PNG that says of itself that this owner drew it."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            return bool(image.info.get("Software") == owner)
+    except Exception:  # whatever it is, it is none
+        return False
 
 
 def draw_moment(moment: Moment, path: Path, note: str = "") -> None:

@@ -26,7 +26,7 @@ from maskzoo.data.pixels import STATISTICS, Reading, ReadsImages, reading_of
 from maskzoo.data.prepare import prepare_sample
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.flags import backbone_of
-from maskzoo.pictures import coloured, covered, signed
+from maskzoo.pictures import coloured, covered, drawn_by, signed
 from maskzoo.plain import named
 from maskzoo.protocols import CurriculumSchedule, MaskingContext, Sample
 from maskzoo.recipe import MaskingRecipe, Use, make, make_dial
@@ -184,7 +184,7 @@ def _refuse_to_overwrite(out: Path) -> None:
         there = out.exists()
     except OSError as problem:  # such as a name that is too long
         raise _unwritable(out, problem) from problem
-    if there and not _is_ours(out):
+    if there and not drawn_by(out, OWNER):
         raise RecipeError(f"--out: '{out}' exists, and is no preview; choose another name")
 
 
@@ -207,15 +207,6 @@ def _beside(out: Path) -> Iterator[Path]:
 
 def _unwritable(out: Path, problem: OSError) -> MaskZooError:
     return MaskZooError(f"--out: '{out}' cannot be written: {problem.strerror or problem}")
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is a picture that this command drew."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get("Software") == OWNER
-    except Exception:  # whatever it is, it is none
-        return False
 
 
 # ------------------------------------------------------------------------------------------------------------- players

@@ -209,8 +209,9 @@ def test_sixteen_bits_are_levels_too():
 @pytest.mark.parametrize("channels", [2, 5, 1, 3])
 @pytest.mark.sampled(2)
 def test_any_number_of_channels_has_a_page(tmp_path: Path, channels: int):
-    from maskzoo.overview.drawing import draw_overview, is_ours
-    from maskzoo.overview.summary import summary
+    from maskzoo.overview.drawing import draw_overview
+    from maskzoo.overview.summary import MADE_BY, summary
+    from maskzoo.pictures import drawn_by
     from maskzoo.recipe import Recipe, parse
     from maskzoo.registry import Registry
 
@@ -219,7 +220,7 @@ def test_any_number_of_channels_has_a_page(tmp_path: Path, channels: int):
     seen = look(images, None)
     held = summary(images, seen, Recipe(backbone=parse(TINY)), Registry())
     draw_overview(held, seen, tmp_path / "page.png")
-    assert is_ours(tmp_path / "page.png")
+    assert drawn_by(tmp_path / "page.png", MADE_BY)
     assert len(held["channels"]) == channels
     assert held["counts"]["leaks"] == 6, "the test images of this data set are its training images"
 

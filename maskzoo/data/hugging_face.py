@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from maskzoo.bounds import MOST_CLASSES
 from maskzoo.data.folder import check_still_there
 from maskzoo.data.library import library
+from maskzoo.data.looking import places_of
 from maskzoo.data.pixels import PICTURES, Reading, ReadsImages
 from maskzoo.data.sizes import a_size, settle_size
 from maskzoo.errors import DataError, RecipeError
@@ -108,9 +109,8 @@ class ImagesInTable:
         """What the images are known again by, wherever they lie: all labels, and the bytes of some of the images."""
         hashed = hashlib.blake2b(digest_size=8)
         hashed.update(b"" if self.labels is None else np.ascontiguousarray(self.labels).tobytes())
-        count = min(FINGERPRINTED, len(self))
-        for number in range(count):
-            content, path = self._held(int(self.rows[number * len(self) // count]))
+        for place in places_of(len(self), FINGERPRINTED):
+            content, path = self._held(int(self.rows[place]))
             hashed.update(os.path.basename(path or "").encode() if content is None else bytes(content))
         return hashed.hexdigest()
 

@@ -86,16 +86,20 @@ def look(files: Files, reading: Reading, *, required: bool) -> list[Seen]:
 
 
 def _seen(found: Stored, position: int, *, laid_over: bool) -> Seen:
-    transparent = False
-    if found.colours.endswith("A") and laid_over:
-        alpha = found.values()[..., -1]
-        transparent = bool((alpha != np.iinfo(alpha.dtype).max).any())
     count = found.height * found.width * found.bands
     return Seen(
         *(position, count, kind_of(found), found.bands, found.colours, found.bits, found.nodata, found.moving),
-        transparent=transparent,
+        transparent=laid_over and is_transparent(found),
         masked=found.mask is not None,
     )
+
+
+def is_transparent(found: Stored) -> bool:
+    """Whether an image has an alpha channel through which anything shines."""
+    if not found.colours.endswith("A"):
+        return False
+    alpha = found.values()[..., -1]
+    return bool((alpha != np.iinfo(alpha.dtype).max).any())
 
 
 def commonest(values: Sequence[Any]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from maskzoo.bounds import MOST_SIDE
+from maskzoo.data.looking import places_of
 from maskzoo.errors import DataError, RecipeError
 from maskzoo.plain import quoted
 from maskzoo.protocols import Split, Stream
@@ -60,9 +61,8 @@ def common_size(sizes: Sequence[Size]) -> tuple[Size, list[str]]:
 def _sizes(split: Split) -> Iterator[Size]:
     """The sizes of images that are evenly spread over a split; those that cannot be read are left out."""
     size_at: Callable[[int], Size] | None = getattr(split, "size_at", None)  # where the header says it
-    probed = min(PROBED if size_at is None else PROBED_FILES, len(split))
-    for number in range(probed):
-        position = number * len(split) // probed
+    probed = PROBED if size_at is None else PROBED_FILES
+    for position in places_of(len(split), probed):
         with suppress(DataError):  # its lookup will tell
             yield _looked_up(split, position) if size_at is None else size_at(position)
 

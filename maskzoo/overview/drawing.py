@@ -14,7 +14,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from maskzoo.overview.looking import BINS, THUMBNAILS, Look, SeenImage
 from maskzoo.overview.summary import MADE_BY
@@ -27,15 +26,6 @@ LONGEST_NAME, LONGEST_LINE = 22, 150  # letters of a name, and of a line, on the
 TRAIN, TEST, GREY = "#3b6ea5", "#e0a030", "#7a8190"
 HUES = {1: ("#444a55",), 3: ("#c0392b", "#2e8b57", "#2f5fb3"), 4: ("#c0392b", "#2e8b57", "#2f5fb3", "#8a8a8a")}
 COLUMNS = 8  # of the images
-
-
-def is_ours(file: Path) -> bool:
-    """Whether a file is a page that this command drew."""
-    try:
-        with Image.open(file, formats=["PNG"]) as image:
-            return image.info.get("Software") == MADE_BY
-    except Exception:  # whatever it is, it is none
-        return False
 
 
 def draw_overview(told: Mapping[str, Any], look: Look, path: Path) -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from maskzoo.data.formats import stored
+from maskzoo.data.looking import is_transparent, places_of
 from maskzoo.data.prepare import levels as as_levels
 from maskzoo.errors import DataError
 from maskzoo.pictures import coloured
@@ -146,7 +147,7 @@ def look(dataset: Dataset, most: int | None, moved: Callable[[int, int], None] =
     """
     chosen = choose(dataset, most)
     found, lock, took = Look(asked=Counter(split for split, _ in chosen)), Lock(), time.perf_counter()
-    kept = {chosen[number * len(chosen) // THUMBNAILS] for number in range(THUMBNAILS)} if chosen else set()
+    kept = {chosen[number] for number in places_of(len(chosen), THUMBNAILS)}
     streams = any(isinstance(split, Stream) for split in (dataset.train, dataset.test))
 
     def one(place: tuple[str, int]) -> None:
@@ -184,7 +185,7 @@ def choose(dataset: Dataset, most: int | None) -> list[tuple[str, int]]:
     places: list[tuple[str, int]] = []
     for name, count in counts.items():
         in_order = isinstance(splits[name], Stream)
-        places += [(name, number if in_order else number * sizes[name] // count) for number in range(count)]
+        places += [(name, number) for number in (range(count) if in_order else places_of(sizes[name], count))]
     return places
 
 
@@ -209,7 +210,7 @@ def _seen(dataset: Dataset, split_name: str, position: int, *, shown: bool) -> S
             pixels = split.reading.pixels(held, name or f"'{file}'")
             bands = f"{held.bands} {'band' if held.bands == 1 else 'bands'}"
             facts |= {"kind": held.kind, "bands": held.colours or bands}
-            facts["transparent"] = held.colours.endswith("A") and _shines(held.values()[..., -1])
+            facts["transparent"] = is_transparent(held)
         labels = getattr(split, "labels", None)
         sample = pixels.sample(None if labels is None else int(labels[position]))
     else:
@@ -231,10 +232,6 @@ def _seen(dataset: Dataset, split_name: str, position: int, *, shown: bool) -> S
         levels=levels_of(image, valid),
         **facts,
     )
-
-
-def _shines(alpha: NDArray[Any]) -> bool:
-    return bool((alpha != np.iinfo(alpha.dtype).max).any())
 
 
 def _about(file: str | IO[bytes] | Image.Image) -> dict[str, Any]:
@@ -308,5 +305,4 @@ def below(name: str, root: str | None) -> str:
 
 def spread(images: Sequence[SeenImage], count: int) -> Iterator[SeenImage]:
     """Some of the images, evenly spread."""
-    count = min(count, len(images))
-    return (images[number * len(images) // count] for number in range(count))
+    return (images[number] for number in places_of(len(images), count))

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from maskzoo.errors import DataError, MaskZooError, RecipeError
 from maskzoo.marks import is_run
-from maskzoo.overview.drawing import draw_overview, is_ours
+from maskzoo.overview.drawing import draw_overview
 from maskzoo.overview.looking import look
 from maskzoo.overview.printing import print_overview
 from maskzoo.overview.summary import MADE_BY, summary
+from maskzoo.pictures import drawn_by
 from maskzoo.plain import read_json, write_json
 from maskzoo.protocols import Dataset
 from maskzoo.recipe import Recipe, make
@@ -72,13 +73,17 @@ def overview(
 
 def _refuse_to_overwrite(png: Path | None, json: Path | None) -> None:
     """Raise RecipeError where a file is there that this command has not written."""
-    for option, file, ours in (("--png", png, is_ours), ("--json", json, _is_our_json)):
+    for option, file, ours in (("--png", png, _is_our_page), ("--json", json, _is_our_json)):
         try:
             there = file is not None and (file.exists() or file.is_symlink())
         except OSError as problem:  # such as a name that is too long
             raise MaskZooError(f"{option}: '{file}' cannot be written: {problem.strerror or problem}") from problem
         if there and file is not None and not ours(file):
             raise RecipeError(f"{option}: '{file}' exists, and was not written by this command; choose another name")
+
+
+def _is_our_page(file: Path) -> bool:
+    return drawn_by(file, MADE_BY)
 
 
 def _is_our_json(file: Path) -> bool:
